@@ -1,0 +1,1 @@
+"""Merge, extract, resize and cut LoRAs: exact, streaming, fast."""

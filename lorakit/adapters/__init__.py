@@ -1,0 +1,1 @@
+"""A module's tensors and its ΔW."""

@@ -1,0 +1,120 @@
+"""Where the work runs and how much of it at once."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from lorakit.errors import SpecError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+DEFAULT_MEMORY = 512 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """The device of the linear algebra, the number of workers and the bytes in flight at once."""
+
+    device: str = "cpu"
+    threads: int = 1
+    memory: int = DEFAULT_MEMORY
+
+    @staticmethod
+    def of(
+        *, device: str = "auto", threads: int | None = None, memory: int | None = None
+    ) -> "Compute":
+        """Choose what is left open: CUDA, then MPS, then CPU; a worker a core; 512 MiB in flight.
+
+        Raises:
+            SpecError: the device is unknown or not there, or a number is not positive.
+        """
+        workers = (os.cpu_count() or 1) if threads is None else threads
+        budget = DEFAULT_MEMORY if memory is None else memory
+        if workers < 1 or budget < 1:
+            raise SpecError(
+                f"--threads and --memory must be positive, found {workers} and {budget}."
+            )
+        return Compute(device=_device(device), threads=workers, memory=budget)
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device as torch names it."""
+        return torch.device(self.device)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda:0"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SpecError(
+            f"Device '{name}' is unknown; use auto, cpu, cuda, cuda:N or mps."
+        ) from None
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, False):
+        raise SpecError(f"Device '{name}' is not on this machine; use --device auto or cpu.")
+    return name
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Give each worker one BLAS thread: more change the bits of QR and SVD, and slow them down."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def ordered_map(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    compute: Compute,
+    cost: Callable[[Item], int] | None = None,
+) -> Iterator[Result]:
+    """Apply `function` in worker threads and yield the results in the order of `items`.
+
+    Args:
+        function: called under `torch.inference_mode`.
+        items: drawn from only as far ahead as the budget allows.
+        compute: how many workers, and how many bytes may be in flight.
+        cost: the bytes that an item and its result take; without it an item a worker and two more.
+    """
+    with one_blas_thread(), ThreadPoolExecutor(compute.threads) as pool:
+        waiting: deque[tuple[Future[Result], int]] = deque()
+        in_flight = 0
+        try:
+            for item in items:
+                price = compute.memory // (compute.threads + 2) if cost is None else cost(item)
+                while waiting and in_flight + price > compute.memory:
+                    future, paid = waiting.popleft()
+                    in_flight -= paid
+                    yield future.result()
+                waiting.append((pool.submit(_inferring, function, item), price))
+                in_flight += price
+            while waiting:
+                yield waiting.popleft()[0].result()
+        finally:
+            for future, _ in waiting:
+                future.cancel()
+
+
+def _inferring(function: Callable[[Item], Result], item: Item) -> Result:
+    with torch.inference_mode():
+        return function(item)

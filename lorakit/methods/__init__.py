@@ -1,0 +1,1 @@
+"""Ways to combine the ΔW of one module."""

@@ -1,0 +1,1 @@
+"""Strings only: what a key, a module, a block and an argument mean."""
