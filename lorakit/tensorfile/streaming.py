@@ -1,0 +1,120 @@
+"""A source's tensors, streamed into a file that is open."""
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from itertools import chain
+from typing import BinaryIO
+
+from torch import Tensor
+
+from lorakit.compute import Compute, ordered_map
+from lorakit.errors import FileFormatError
+from lorakit.progress import Progress
+from lorakit.tensorfile.casting import stored
+from lorakit.tensorfile.copying import copy_extent, write_all
+from lorakit.tensorfile.dtypes import bytes_of
+from lorakit.tensorfile.header import Extent, Spec, format_header, layout
+from lorakit.tensorfile.plain import TensorSource
+
+WHAT = "bytes written"
+
+Step = Extent | str
+
+
+def laid_out(source: TensorSource) -> dict[str, Spec]:
+    """Return the specs in the order in which the tensors are stored."""
+    return {key: source.specs[key] for key in layout(source.specs)}
+
+
+def size_of(source: TensorSource) -> int:
+    """Return the size of the file that a source becomes."""
+    specs = laid_out(source)
+    return len(format_header(specs, source.metadata)) + sum(s.nbytes for s in specs.values())
+
+
+def stream(
+    file: BinaryIO, source: TensorSource, *, compute: Compute, progress: Progress, before: int = 0
+) -> int:
+    """Write header and tensors; stored bytes are copied, the others computed ahead by workers.
+
+    Args:
+        file: unbuffered, empty.
+        source: where the tensors come from.
+        compute: workers, and the bytes in flight.
+        progress: told the bytes written, `before` added.
+        before: the bytes that were written to other files of the same output.
+
+    Returns:
+        The bytes written.
+    """
+    specs = laid_out(source)
+    header = format_header(specs, source.metadata)
+    total = len(header) + sum(spec.nbytes for spec in specs.values())
+    steps = plan(source, specs)
+    computed = [step for step in steps if isinstance(step, str)]
+    with closing(_values(source, specs, computed, compute)) as values:
+        # The workers begin before the first long copy.
+        ahead = chain([next(values)], values) if computed else values
+        write_all(file, header)
+        done = len(header)
+        progress(WHAT, before + done, before + total)
+        for amount in _write(file, steps, ahead):
+            done += amount
+            progress(WHAT, before + done, before + total)
+    return done
+
+
+def plan(source: TensorSource, specs: Mapping[str, Spec]) -> list[Step]:
+    """Return what to copy and what to compute, in order; neighbouring bytes become one copy.
+
+    Raises:
+        FileFormatError: the stored bytes are not as many as the spec says.
+    """
+    steps: list[Step] = []
+    for key, spec in specs.items():
+        extent = source.extent(key)
+        if extent is None:
+            steps.append(key)
+            continue
+        if extent.length != spec.nbytes:
+            raise FileFormatError(
+                f"{source.name}: {key} expected {spec.nbytes} bytes, found {extent.length}; "
+                "get the file again."
+            )
+        last = steps[-1] if steps else None
+        if isinstance(last, Extent) and _is_next(last, extent):
+            steps[-1] = Extent(last.path, last.offset, last.length + extent.length)
+        elif extent.length:
+            steps.append(extent)
+    return steps
+
+
+def _is_next(first: Extent, second: Extent) -> bool:
+    return first.path == second.path and first.offset + first.length == second.offset
+
+
+def _write(file: BinaryIO, steps: list[Step], values: Iterator[Tensor]) -> Iterator[int]:
+    for step in steps:
+        if isinstance(step, Extent):
+            yield from copy_extent(step, file)
+        else:
+            data = bytes_of(next(values))
+            write_all(file, data)
+            yield len(data)
+
+
+def _values(
+    source: TensorSource, specs: Mapping[str, Spec], keys: list[str], compute: Compute
+) -> Generator[Tensor, None, None]:
+    yield from ordered_map(
+        lambda key: stored(source, key), keys, compute=compute, cost=_cost(specs)
+    )
+
+
+def _cost(specs: Mapping[str, Spec]) -> Callable[[str], int]:
+    """Return the bytes that computing a tensor takes: four of it in fp32.
+
+    They are the tensor as read and as stored, the sum in fp32, and room for the factors and for
+    blocks on the way.
+    """
+    return lambda key: 16 * specs[key].numel

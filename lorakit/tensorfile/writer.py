@@ -1,0 +1,289 @@
+"""From a source to disk: streaming, atomic, in the layout of safetensors' own writer."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from torch import Tensor
+
+from lorakit.compute import Compute
+from lorakit.errors import OutputError
+from lorakit.progress import Progress, silent
+from lorakit.tensorfile.casting import cast
+from lorakit.tensorfile.copying import copy_extent
+from lorakit.tensorfile.header import Extent, Spec
+from lorakit.tensorfile.multifile import MultiFileSource
+from lorakit.tensorfile.plain import TensorSource, root_of
+from lorakit.tensorfile.reading import reading
+from lorakit.tensorfile.replacing import (
+    check_file,
+    check_folder,
+    check_space,
+    replaced_file,
+    replaced_folder,
+    writing,
+)
+from lorakit.tensorfile.streaming import WHAT, size_of, stream
+
+__all__ = ["Written", "cast", "write_folder", "write_model", "write_safetensors"]
+
+# Weights in other formats or variants would no longer be those of the model beside them.
+_OTHER_WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".ckpt",
+    ".pt",
+    ".pth",
+    ".gguf",
+    ".onnx",
+    ".onnx_data",
+    ".pb",
+    ".h5",
+    ".msgpack",
+    ".tflite",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What was written: a file or a folder, and its bytes."""
+
+    path: Path
+    nbytes: int
+
+
+def write_safetensors(
+    path: str | Path,
+    source: TensorSource,
+    *,
+    overwrite: bool = False,
+    inputs: Sequence[str | Path] = (),
+    compute: Compute | None = None,
+    progress: Progress | None = None,
+) -> Written:
+    """Write a source as one safetensors file, which appears whole or not at all.
+
+    Args:
+        path: the file; folders are made, symbolic links followed.
+        source: stored tensors are copied byte for byte, others computed and rounded once.
+        overwrite: replace an existing file.
+        inputs: files and folders that must never be replaced.
+        compute: workers and the bytes in flight; one worker a core by default.
+        progress: told the bytes written.
+
+    Raises:
+        OutputError: the output exists, is an input, or cannot be written.
+        NumericsError: a value is not finite or does not fit its dtype.
+        FileFormatError: an input cannot be read whole.
+
+    Cost: one read and one write of each byte; memory as `compute` bounds it.
+    """
+    path = Path(path)
+    with writing(path):
+        place = check_file(path, overwrite=overwrite, inputs=_never_replaced(source, inputs))
+    check_space(path, place, size_of(source))
+    with replaced_file(place) as file:
+        nbytes = stream(
+            file, source, compute=compute or Compute.of(device="cpu"), progress=progress or silent
+        )
+    return Written(path=path, nbytes=nbytes)
+
+
+def write_folder(
+    path: str | Path,
+    parts: Mapping[str, TensorSource],
+    *,
+    texts: Mapping[str, str] | None = None,
+    copies: Mapping[str, Path] | None = None,
+    overwrite: bool = False,
+    inputs: Sequence[str | Path] = (),
+    compute: Compute | None = None,
+    progress: Progress | None = None,
+) -> Written:
+    """Write a folder of safetensors files and what belongs to them, whole or not at all.
+
+    Args:
+        path: the folder; an existing one that holds other files than these is refused.
+        parts: relative path, with forward slashes -> the source of that file.
+        texts: relative path -> its text.
+        copies: relative path -> the file to copy there.
+        overwrite: replace an existing folder.
+        inputs: files and folders that must never be replaced.
+        compute: workers and the bytes in flight.
+        progress: told the bytes of all safetensors files together.
+
+    Raises:
+        OutputError: the output exists, is an input, or cannot be written.
+        NumericsError: a value is not finite or does not fit its dtype.
+        FileFormatError: an input cannot be read whole.
+    """
+    path, texts, copies = Path(path), texts or {}, copies or {}
+    names = [*parts, *texts, *copies]
+    given = [Path(item) for item in inputs]
+    with writing(path):
+        place = check_folder(path, overwrite=overwrite, inputs=given, names=names)
+    sizes = {name: size_of(part) for name, part in parts.items()}
+    rest = sum(len(text.encode()) for text in texts.values())
+    rest += sum(_size(file) for file in copies.values())
+    total = sum(sizes.values())
+    check_space(path, place, total + rest)
+    compute = compute or Compute.of(device="cpu")
+    tell = _with_total(progress or silent, total)
+    with replaced_folder(place) as folder:
+        done = 0
+        for name, part in parts.items():
+            with open(_made(folder / name), "xb", buffering=0) as file:
+                done += stream(file, part, compute=compute, progress=tell, before=done)
+        for name, text in texts.items():
+            _made(folder / name).write_bytes(text.encode())
+        for name, origin in copies.items():
+            with open(_made(folder / name), "xb", buffering=0) as file:
+                for _ in copy_extent(Extent(origin, 0, _size(origin)), file):
+                    pass
+    return Written(path=path, nbytes=total + rest)
+
+
+def write_model(
+    path: str | Path,
+    source: TensorSource,
+    *,
+    overwrite: bool = False,
+    inputs: Sequence[str | Path] = (),
+    compute: Compute | None = None,
+    progress: Progress | None = None,
+) -> Written:
+    """Write a model in the form of the one that it derives from: a file, or a folder like its own.
+
+    In a folder every file keeps its name; configurations and tokenizers are copied, weights in
+    other formats or variants are not. A sharded model may also become one `.safetensors` file.
+
+    Raises:
+        OutputError: the output exists, is an input, cannot be written, or has the wrong form.
+        NumericsError: a value is not finite or does not fit its dtype.
+        FileFormatError: an input cannot be read whole.
+    """
+    path = Path(path)
+    root = root_of(source)
+    given = [Path(item) for item in inputs]
+    if not isinstance(root, MultiFileSource) or path.suffix.lower() == ".safetensors":
+        if isinstance(root, MultiFileSource) and len({Path(f).parent for f in root.files}) > 1:
+            raise OutputError(
+                f"{path}: expected a folder's name, because {root.name} has components in folders, "
+                "found a file's; leave .safetensors out."
+            )
+        return write_safetensors(
+            path, source, overwrite=overwrite, inputs=given, compute=compute, progress=progress
+        )
+    parts = {name: _Part.of(name, source, root) for name in root.files}
+    texts = _indexes(source, root)
+    return write_folder(
+        path,
+        parts,
+        texts=texts,
+        copies={name: file for name, file in _beside(root).items() if name not in texts},
+        overwrite=overwrite,
+        inputs=[*given, root.root],
+        compute=compute,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Part:
+    """The tensors of a source that one of its files holds, under that file's keys."""
+
+    name: str
+    source: TensorSource
+    keys: Mapping[str, str]
+    specs: Mapping[str, Spec]
+    metadata: Mapping[str, str]
+
+    @staticmethod
+    def of(name: str, source: TensorSource, root: MultiFileSource) -> "_Part":
+        """Cut a file out of a source; its own metadata takes over what the source changed."""
+        keys = root.files[name]
+        changed = {k: v for k, v in source.metadata.items() if root.metadata.get(k) != v}
+        own = {
+            key: text
+            for key, text in root.parts[name].metadata.items()
+            if key in source.metadata or key not in root.metadata
+        }
+        return _Part(
+            name=f"{source.name}: {name}",
+            source=source,
+            keys=keys,
+            specs={inner: source.specs[key] for inner, key in keys.items()},
+            metadata=own | changed,
+        )
+
+    @property
+    def base(self) -> "_Part | None":
+        """The same cut of the source's base."""
+        base = getattr(self.source, "base", None)
+        if base is None:
+            return None
+        specs = {inner: base.specs[key] for inner, key in self.keys.items()}
+        return _Part(name=self.name, source=base, keys=self.keys, specs=specs, metadata={})
+
+    def get(self, key: str) -> Tensor:
+        """Read a tensor."""
+        return self.source.get(self.keys[key])
+
+    def extent(self, key: str) -> Extent | None:
+        """Tell where a tensor's bytes lie."""
+        return self.source.extent(self.keys[key])
+
+
+def _never_replaced(source: TensorSource, inputs: Sequence[str | Path]) -> list[Path]:
+    """Return the inputs, and the files of a model of several: one of them is never the output."""
+    root = root_of(source)
+    files = [root.root / name for name in root.files] if isinstance(root, MultiFileSource) else []
+    return [*(Path(item) for item in inputs), *files]
+
+
+def _indexes(source: TensorSource, root: MultiFileSource) -> dict[str, str]:
+    """Return the indexes whose total size another dtype has changed."""
+    texts = {}
+    for index in root.indexes:
+        folder = PurePosixPath(index).parent
+        keys = [
+            key
+            for name, held in root.files.items()
+            if PurePosixPath(name).parent == folder
+            for key in held.values()
+        ]
+        grown = sum(source.specs[key].nbytes - root.specs[key].nbytes for key in keys)
+        with reading(root.root / index):
+            table = json.loads((root.root / index).read_bytes())
+        about = table.get("metadata")
+        if grown and isinstance(about, dict) and isinstance(about.get("total_size"), int):
+            about["total_size"] += grown
+            texts[index] = json.dumps(table, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return texts
+
+
+def _beside(root: MultiFileSource) -> dict[str, Path]:
+    found = {}
+    for file in sorted(root.root.rglob("*")):
+        name = file.relative_to(root.root)
+        hidden = any(part.startswith(".") for part in name.parts)
+        weights = file.suffix.lower() in _OTHER_WEIGHTS
+        index = ".index." in file.name and name.as_posix() not in root.indexes
+        if not (hidden or weights or index) and file.is_file():
+            found[name.as_posix()] = file
+    return found
+
+
+def _with_total(progress: Progress, total: int) -> Progress:
+    return lambda _what, done, _total: progress(WHAT, done, total)
+
+
+def _made(file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
+def _size(file: Path) -> int:
+    with reading(file):
+        return file.stat().st_size
