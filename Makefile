@@ -1,0 +1,54 @@
+# make venv   a virtual environment in .venv      make test   the tests
+# make demo   every command on small models       make check  all that CI runs
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help venv demo test check lint format format-check types docs bench clean
+
+help:
+	@sed -n '/^PYTHON/q; s/^# //p' Makefile
+
+venv: $(STAMP)
+
+# Torch first, so that the rest is resolved around it. TORCH_INDEX names an index of other builds.
+TORCH_INDEX ?=
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PIP) -e '.[dev,peers]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(RUN) examples/demo.py
+
+test: $(STAMP)
+	$(RUN) -m pytest
+
+check: lint format-check types docs test
+
+lint: $(STAMP)
+	$(RUN) -m ruff check
+
+format: $(STAMP)
+	$(RUN) -m ruff format
+
+format-check: $(STAMP)
+	$(RUN) -m ruff format --check
+
+types: $(STAMP)
+	$(RUN) -m mypy
+
+docs: $(STAMP)
+	$(RUN) docs/generate.py --check
+
+bench: $(STAMP)
+	$(RUN) -m benchmarks
+
+# The venv stays: `rm -r .venv` to start from nothing.
+clean:
+	rm -rf .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,38 @@
+"""`extract` of two checkpoints, against reading both and one pass of matrix products."""
+
+from benchmarks import full_size, measure, options, truth
+
+RANK = 32
+# What a randomised SVD draws beyond the rank.
+OVERSAMPLING = 8
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Extract a LoRA of rank 32 with convolutions; compare its error with the best of that rank."""
+    given = options.parse(__doc__, "sd1", arguments)
+    original = full_size.checkpoint(given.architecture, factor=given.factor)
+    tuned = full_size.checkpoint(given.architecture, factor=given.factor, tuned=True)
+    layers = truth.layers(given.architecture, factor=given.factor, conv=True)
+    out = full_size.output("extract")
+    width = RANK + OVERSAMPLING
+    reading = measure.read_all(original, tuned)
+    multiplying = 2 * truth.numel(layers) * width / measure.gemm_rate(width=width)
+    ranks = ("--rank", str(RANK), "--conv-rank", str(RANK))
+    took = measure.lorakit("extract", original, tuned, *ranks, "-o", out, threads=given.threads)
+    measure.show(
+        f"extract at rank {RANK}",
+        took,
+        limit=reading + multiplying,
+        limit_name=f"reading {reading:.2f} s and one pass {multiplying:.2f} s, together",
+        size=original.stat().st_size + tuned.stat().st_size,
+    )
+    before, after, lora = truth.File(original), truth.File(tuned), truth.File(out)
+    sample = truth.spread(layers, given.samples)
+    exact = {layer: after.weight(layer) - before.weight(layer) for layer in sample}
+    found = {layer: lora.delta(layer) for layer in sample}
+    print(f"  {len(sample)} layers: {truth.excess(found, exact, RANK)}")
+
+
+if __name__ == "__main__":
+    print(measure.versions())
+    main()

@@ -1,0 +1,141 @@
+"""What the results must be, in float64 and from the files alone, on modules spread over a model."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import synthetic
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A module's name in a kohya LoRA, and its place in the checkpoint."""
+
+    name: str
+    key: str
+    rows: tuple[int, int]
+    shape: tuple[int, ...]
+
+
+def layers(architecture: str, *, factor: int = 1, conv: bool = False) -> list[Layer]:
+    """Return the layers of a kohya LoRA with text encoders."""
+    original = synthetic.single_file(architecture, factor=factor)
+    found = []
+    for module in synthetic.modules(architecture, factor=factor):
+        if module.kind != "conv" or conv:
+            place = module.place
+            found.append(
+                Layer(
+                    name=synthetic.spelled(module, architecture, "kohya"),
+                    key=place.key,
+                    rows=synthetic.row_range(place, original[place.key]),
+                    shape=module.shape,
+                )
+            )
+    return found
+
+
+def spread(items: list[Layer], count: int) -> list[Layer]:
+    """Return `count` layers evenly over the list, the first and the last among them."""
+    if count >= len(items):
+        return items
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+def numel(items: Iterable[Layer]) -> int:
+    """Return the number of weights in these layers."""
+    return sum(math.prod(layer.shape) for layer in items)
+
+
+class File:
+    """A .safetensors file, read tensor by tensor."""
+
+    def __init__(self, path: Path) -> None:
+        # Its methods carry no types.
+        self._file = cast(Any, safe_open(path, framework="pt"))
+        self.keys = frozenset(self._file.keys())
+
+    def get(self, key: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(key)
+        return tensor
+
+    def weight(self, layer: Layer) -> Tensor:
+        """Return a layer's weight [m, n] in float64."""
+        return self.get(layer.key)[slice(*layer.rows)].flatten(1).double()
+
+    def delta(self, layer: Layer) -> Tensor:
+        """Return a kohya LoRA's ΔW [m, n] in float64, zero where it lacks the layer."""
+        if f"{layer.name}.lora_up.weight" not in self.keys:
+            return torch.zeros(layer.shape, dtype=torch.float64).flatten(1)
+        up = self.get(f"{layer.name}.lora_up.weight").double().flatten(1)
+        down = self.get(f"{layer.name}.lora_down.weight").double().flatten(1)
+        alpha = float(self.get(f"{layer.name}.alpha"))
+        return (up @ down) * (alpha / down.shape[0])
+
+
+def total(terms: Iterable[tuple[File, float]], layer: Layer) -> Tensor:
+    """Return Σ strength · ΔW [m, n] of a layer in float64."""
+    return torch.stack([strength * file.delta(layer) for file, strength in terms]).sum(0)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Return ‖found − expected‖ / ‖expected‖."""
+    return float((found - expected).norm() / expected.norm())
+
+
+def best_error(dense: Tensor, rank: int) -> float:
+    """Return the relative error of the nearest matrix of this rank."""
+    # The eigenvalues of the smaller Gram matrix: in float64 exact to 1e-8 of ‖dense‖, and fast.
+    wide = dense if dense.shape[0] <= dense.shape[1] else dense.T
+    squares = torch.linalg.eigvalsh(wide @ wide.T).flip(0).clamp(min=0)
+    return math.sqrt(float(squares[rank:].sum() / squares.sum()))
+
+
+def excess(found: Mapping[Layer, Tensor], exact: Mapping[Layer, Tensor], rank: int) -> str:
+    """Compare results with the best of their rank, and say by how much they are worse."""
+    worst, errors = 0.0, []
+    for layer, expected in exact.items():
+        best = best_error(expected, rank)
+        errors.append(relative_error(found[layer], expected))
+        worst = max(worst, errors[-1] / best if best > 1e-3 else 0.0)
+    mean = sum(errors) / len(errors)
+    return f"mean error {mean:.4f}, at most {worst:.4f} times the best rank {rank}"
+
+
+def inexact(base: Path, out: Path, loras: Mapping[Path, float], checked: list[Layer]) -> list[str]:
+    """Return the tensors of `out` that are not base + Σ strength · ΔW rounded once to fp16.
+
+    Of the layers only those in `checked` are compared, of all other tensors every byte.
+    """
+    before, after = File(base), File(out)
+    terms = [(File(path), strength) for path, strength in loras.items()]
+    wrong = [f"{key}: in one file only" for key in sorted(before.keys ^ after.keys)]
+    for layer in checked:
+        expected = (before.weight(layer) + total(terms, layer)).numpy().astype(np.float16)
+        found = after.get(layer.key)[slice(*layer.rows)].flatten(1).numpy()
+        different = int((found.view(np.uint16) != expected.view(np.uint16)).sum())
+        if different:
+            wrong.append(f"{layer.name}: {different} of {expected.size} elements")
+    return wrong
+
+
+def changed_elsewhere(base: Path, out: Path, touched: frozenset[str]) -> list[str]:
+    """Return the tensors outside `touched` whose bytes differ."""
+    before, after = File(base), File(out)
+    return [
+        key
+        for key in sorted(before.keys - touched)
+        if not _same_bytes(before.get(key), after.get(key))
+    ]
+
+
+def _same_bytes(one: Tensor, other: Tensor) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8))
