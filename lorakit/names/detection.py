@@ -1,0 +1,96 @@
+"""Which architecture the names of a LoRA or of a checkpoint speak of."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+from lorakit.names.architectures import Architecture, flat_name
+from lorakit.names.families import ARCHITECTURES
+from lorakit.names.spelling import TEXT_ENCODERS, Spelling
+
+Item = TypeVar("Item")
+_HINTS = ("ss_base_model_version", "modelspec.architecture")
+
+
+def detect(
+    spelled: Mapping[str, Spelling],
+    shapes: Mapping[str, tuple[int, ...]],
+    metadata: Mapping[str, str],
+) -> Architecture | None:
+    """Return the architecture that knows the most modules, None where none knows the most of them.
+
+    Where two know as many (SD 1 and 2 name their UNet alike), the prefixes of the text encoders,
+    the metadata, whose names kohya writes, and the dimensions of `proj_in` decide, in this order;
+    widths never do.
+
+    Args:
+        spelled: raw name -> spelling.
+        shapes: raw name -> shape of `down`.
+        metadata: of the file.
+    """
+    denoiser = [at for at in spelled.values() if at.component not in TEXT_ENCODERS]
+    best = most_known(spelled.values(), denoiser, _knows)
+    if len(best) > 1:
+        prefixes = {at.prefix for at in spelled.values() if at.prefix.startswith("lora_te")}
+        hints = " ".join(metadata.get(key, "") for key in _HINTS).lower()
+        hints += " sd_v2" if metadata.get("ss_v2") == "True" else ""
+        found = {at.path: shapes[raw] for raw, at in spelled.items() if raw in shapes}
+        best = preferred(
+            best,
+            lambda a: prefixes and prefixes <= {a.kohya_prefix(clip) for clip in a.clips},
+            lambda a: any(m in hints for m in (a.base_model_version, a.modelspec, *a.marks)),
+            lambda a: a.kohya_original or not _written_as_original(a, spelled.values()),
+            lambda a: has_dimensions(a, found),
+        )
+    return best[0] if best else None
+
+
+def most_known(
+    items: Iterable[Item],
+    counted: Iterable[Item],
+    knows: Callable[[Architecture, Item], bool],
+) -> list[Architecture]:
+    """Return the architectures that know the most, of those that know over half of `counted`.
+
+    Args:
+        items: names, in whatever form `knows` takes.
+        counted: those of the denoiser; if empty, all count.
+        knows: tells whether an architecture has the name.
+    """
+    everything = list(items)
+    needed = list(counted) or everything
+    scores = {a.id: sum(knows(a, item) for item in everything) for a in ARCHITECTURES}
+    fits = [a for a in ARCHITECTURES if 2 * sum(knows(a, item) for item in needed) > len(needed)]
+    most = max((scores[a.id] for a in fits), default=0)
+    return [a for a in fits if scores[a.id] == most]
+
+
+def preferred(
+    candidates: list[Architecture], *tests: Callable[[Architecture], object]
+) -> list[Architecture]:
+    """Narrow candidates by each test in turn; a test that none passes is passed over."""
+    for test in tests:
+        candidates = [a for a in candidates if test(a)] or candidates
+    return candidates
+
+
+def has_dimensions(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Tell whether the weights that tell the architecture from its likes are as it has them."""
+    return all(
+        len(shape) == dimensions
+        for path, shape in shapes.items()
+        for word, dimensions in architecture.dimensions.items()
+        if flat_name(path).endswith(f"_{word}")
+    )
+
+
+def _knows(architecture: Architecture, at: Spelling) -> bool:
+    return (architecture.component(at.component), flat_name(at.path)) in architecture.flat
+
+
+def _written_as_original(architecture: Architecture, spelled: Iterable[Spelling]) -> bool:
+    """Tell whether kohya's names follow the single file: those of SD 1 and 2 never do."""
+    for at in spelled:
+        module = architecture.flat.get((architecture.denoiser, flat_name(at.path)))
+        if at.dialect == "kohya" and module is not None:
+            return flat_name(architecture.modules[module].path) != flat_name(at.path)
+    return False

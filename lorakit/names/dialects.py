@@ -1,0 +1,163 @@
+"""LoRA keys in every spelling: key <-> (module, role)."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lorakit.names.architectures import Architecture, flat_name
+from lorakit.names.detection import detect
+from lorakit.names.loratable import OTHER_PATTERNS, ROLE_PATTERNS
+from lorakit.names.spelling import DENOISERS, TEXT_ENCODERS, Spelling, spelling_of
+
+DIALECTS = ("kohya", "kohya-diffusers", "diffusers", "peft", "comfyui")
+_PEFT_SUFFIX = {"down": ".lora_A.weight", "up": ".lora_B.weight"}
+_KOHYA_SUFFIX = {
+    "down": ".lora_down.weight",
+    "up": ".lora_up.weight",
+    "mid": ".lora_mid.weight",
+    "alpha": ".alpha",
+}
+_KOHYA_PREFIX = {
+    "unet": "lora_unet_",
+    "transformer": "lora_unet_",
+    "text_encoder": "lora_te1_",
+    "text_encoder_2": "lora_te2_",
+    "text_encoder_3": "lora_te3_",
+}
+_OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedKey:
+    """A key taken apart: the module as the file spells it, the role, the kind of adapter."""
+
+    raw: str
+    role: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution:
+    """What a file's module names say together.
+
+    `modules` maps each raw name to its canonical one, or to itself where it is not known.
+    """
+
+    architecture: Architecture | None
+    dialect: str
+    modules: Mapping[str, str]
+
+
+def parse_key(key: str) -> ParsedKey | None:
+    """Take a LoRA key apart; None where nobody claims it."""
+    if key.startswith("bundle_emb."):
+        return ParsedKey(raw=key, role="embedding", kind="embedding")
+    for kind, pattern in OTHER_PATTERNS:
+        if found := pattern.fullmatch(key):
+            return ParsedKey(raw=found["raw"], role=found["suffix"].lstrip("."), kind=kind)
+    for role, pattern in ROLE_PATTERNS:
+        if found := pattern.fullmatch(key):
+            return ParsedKey(raw=_plain(found["raw"], found["suffix"]), role=role, kind="lora")
+    return None
+
+
+def _plain(raw: str, suffix: str) -> str:
+    """Undo diffusers' attention processors: `attn1.processor.to_out_lora` is `attn1.to_out.0`.
+
+    Those of the text encoders name `self_attn.q_proj` in the UNet's words, `self_attn.to_q`.
+    """
+    if not suffix.startswith("_lora"):
+        return raw
+    module = raw.replace(".processor.", ".")
+    parent, _, last = module.rpartition(".")
+    if parent.endswith(".self_attn"):
+        return f"{parent}.{_OLD_TEXT.get(last, last)}"
+    return module + ".0" if last == "to_out" else module
+
+
+def resolve(
+    raws: Iterable[str],
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Resolution:
+    """Find the architecture, the dialect and the canonical name of every module.
+
+    Args:
+        raws: module names as the file spells them.
+        shapes: raw name -> shape of `down`; only the number of dimensions counts.
+        metadata: the header's, for what the names leave open.
+    """
+    spelled = {raw: spelling_of(raw) for raw in sorted(set(raws))}
+    architecture = detect(spelled, shapes or {}, metadata or {})
+    modules = {raw: canonical(at, architecture) or raw for raw, at in spelled.items()}
+    return Resolution(
+        architecture=architecture,
+        dialect=_dialect(spelled, modules, architecture),
+        modules=modules,
+    )
+
+
+def canonical(spelled: Spelling, architecture: Architecture | None) -> str | None:
+    """Return the canonical name of a module, None where the architecture lacks it."""
+    if architecture is None:
+        return None
+    component = architecture.component(spelled.component)
+    return architecture.flat.get((component, flat_name(spelled.path)))
+
+
+def _dialect(
+    spelled: Mapping[str, Spelling], modules: Mapping[str, str], architecture: Architecture | None
+) -> str:
+    counts = Counter(at.dialect for at in spelled.values())
+    dialect = max(sorted(counts), key=lambda name: counts[name], default="kohya")
+    if dialect != "kohya" or architecture is None or not architecture.kohya_original:
+        return dialect
+    original = Counter(
+        flat_name(at.path) == flat_name(name.original)
+        for raw, at in spelled.items()
+        if (name := architecture.modules.get(modules[raw])) and name.component in DENOISERS
+    )
+    return "kohya-diffusers" if original[False] > original[True] else "kohya"
+
+
+def format_key(module: str, role: str, *, dialect: str, architecture: Architecture | None) -> str:
+    """Write the key of a module's tensor in a dialect.
+
+    Args:
+        module: canonical, or raw where the architecture does not know it.
+        role: up, down, mid or alpha; PEFT's dialects have no alpha.
+        dialect: one of `DIALECTS`.
+        architecture: of the LoRA.
+    """
+    suffix = _PEFT_SUFFIX if dialect in ("diffusers", "peft") else _KOHYA_SUFFIX
+    name = None if architecture is None else architecture.modules.get(module)
+    if architecture is None or name is None:
+        return _generic(module, dialect) + suffix[role]
+    original = name.original if name.component in DENOISERS else name.path
+    if dialect == "diffusers":
+        stem = module
+    elif dialect == "peft":
+        stem = f"base_model.model.{name.path}"
+    elif dialect == "comfyui":
+        clip = architecture.clips.get(name.component)
+        prefix = "diffusion_model." if clip is None else f"text_encoders.{clip}.transformer."
+        stem = prefix + original
+    else:
+        path = original if dialect == "kohya" and architecture.kohya_original else name.path
+        stem = architecture.kohya_prefix(name.component) + path.replace(".", "_")
+    return stem + suffix[role]
+
+
+def _generic(module: str, dialect: str) -> str:
+    """Name a module of an unknown architecture: as it was, or by the path that the file gave it."""
+    spelled = spelling_of(module)
+    if spelled.dialect == dialect.partition("-")[0] and spelled.component:
+        return module
+    path, component = spelled.path, spelled.component or DENOISERS[0]
+    if dialect == "peft":
+        return f"base_model.model.{path}"
+    if dialect == "diffusers":
+        return f"{component}.{path}" if spelled.component else path
+    if dialect == "comfyui":
+        return path if component in TEXT_ENCODERS else f"diffusion_model.{path}"
+    return _KOHYA_PREFIX[component] + path.replace(".", "_")

@@ -1,0 +1,71 @@
+"""The prefix of a module's name: which component and whose dialect it spells."""
+
+import re
+from dataclasses import dataclass
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+DENOISERS = ("unet", "transformer")
+
+_KOHYA = {
+    "lora_unet__": "unet",
+    "lora_unet_": "unet",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "lora_te3_": "text_encoder_3",
+    "lora_te_": "text_encoder",
+    "lora_transformer_": "transformer",
+    "lycoris_": "unet",
+}
+_COMFYUI = {
+    "diffusion_model.": "unet",
+    "text_encoders.clip_g.transformer.": "text_encoder_2",
+    "text_encoders.t5xxl.transformer.": "text_encoder_3",
+    "text_encoders.clip_l.transformer.": "text_encoder",
+    "text_encoders.clip_h.transformer.": "text_encoder",
+    "clip_l.": "text_encoder",
+    "clip_g.": "text_encoder_2",
+}
+_COMPONENTS = {f"{component}.": component for component in (*DENOISERS, *TEXT_ENCODERS)}
+_PEFT = "base_model.model."
+_ORIGINAL_UNET = ("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb")
+_DIFFUSERS_UNET = ("down_blocks", "mid_block", "up_blocks", "time_embedding", "add_embedding")
+_UNET = re.compile(rf"(?:{'|'.join((*_ORIGINAL_UNET, *_DIFFUSERS_UNET))})[._]")
+_TEXT = re.compile(
+    r"text_model[._](?:encoder|embeddings|final)|text_projection$"
+    r"|encoder[._]layers[._]\d+[._](?:self_attn|mlp)[._]"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spelling:
+    """A module's name without its prefix.
+
+    `component` is empty where neither a prefix nor the name tells it; `path` is dotted or flat, as
+    the file has it.
+    """
+
+    component: str
+    path: str
+    dialect: str
+    prefix: str
+
+
+def spelling_of(raw: str) -> Spelling:
+    """Split a module's name into component and path."""
+    for dialect, table in (("kohya", _KOHYA), ("comfyui", _COMFYUI), ("diffusers", _COMPONENTS)):
+        for prefix, component in table.items():
+            if raw.startswith(prefix):
+                return _below(raw, prefix, component, dialect)
+    return _below(raw, "", "", "diffusers" if "." in raw else "kohya")
+
+
+def _below(raw: str, prefix: str, component: str, dialect: str) -> Spelling:
+    path = raw.removeprefix(prefix)
+    if path.startswith(_PEFT) and prefix in ("", *_COMPONENTS):
+        prefix, path, dialect = prefix + _PEFT, path.removeprefix(_PEFT), "peft"
+        component = component or ("text_encoder" if _TEXT.match(path) else "unet")
+    if not component and _UNET.match(path):
+        component = "unet"
+    elif not component and _TEXT.match(path):
+        component = "text_encoder"
+    return Spelling(component=component, path=path, dialect=dialect, prefix=prefix)
