@@ -1,0 +1,245 @@
+"""Exact linear algebra of up @ down, which is never formed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_DEPENDENT = 3e4
+_CANCELLED = 1e-10
+_FADING = 1e-5
+_NOISE = 2 * float(torch.finfo(torch.float32).eps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Factors:
+    """A matrix [m, n] = up @ down.
+
+    Args:
+        up: [m, r].
+        down: [r, n].
+    """
+
+    up: Tensor
+    down: Tensor
+
+    @property
+    def rank(self) -> int:
+        """The number of columns of `up`, an upper bound of the rank."""
+        return int(self.up.shape[1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of the product."""
+        return int(self.up.shape[0]), int(self.down.shape[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Svd:
+    """Singular directions, the largest first.
+
+    Args:
+        u: [m, k], orthonormal columns, the largest entry of each positive.
+        s: [k] in fp64, descending.
+        v: [n, k], orthonormal columns.
+    """
+
+    u: Tensor
+    s: Tensor
+    v: Tensor
+
+
+def join(parts: Sequence[Factors]) -> Factors:
+    """Return the exact sum of products of one shape: their factors side by side."""
+    return Factors(
+        up=torch.cat([part.up for part in parts], dim=1),
+        down=torch.cat([part.down for part in parts], dim=0),
+    )
+
+
+def scaled(factors: Factors, strength: float) -> Factors:
+    """Return strength · up @ down."""
+    return Factors(up=factors.up * strength, down=factors.down)
+
+
+def dense(factors: Factors) -> Tensor:
+    """Return up @ down as one matrix [m, n]."""
+    return factors.up @ factors.down
+
+
+def inner(a: Factors, b: Factors) -> float:
+    """Return ⟨a, b⟩, the sum of the products of the entries, in fp64."""
+    left = _double(a.up).T @ _double(b.up)
+    right = _double(a.down) @ _double(b.down).T
+    return float((left * right).sum())
+
+
+def gram(parts: Sequence[Factors]) -> Tensor:
+    """Return the inner products [T, T] of T products, in fp64 on the CPU."""
+    whole = join(parts)
+    up, down = _double(whole.up), _double(whole.down)
+    products = (up.T @ up) * (down @ down.T)
+    owner = torch.repeat_interleave(
+        torch.arange(len(parts)), torch.tensor([part.rank for part in parts])
+    ).to(products.device)
+    rows = products.new_zeros(len(parts), whole.rank).index_add_(0, owner, products)
+    found = rows.new_zeros(len(parts), len(parts)).index_add_(1, owner, rows)
+    return (found + found.T).cpu() / 2
+
+
+def norm(factors: Factors) -> float:
+    """Return the Frobenius norm, right also where parts cancel to their last digits.
+
+    Cost: two Gram matrices; two QR where the parts cancel to less than 1e-5 of their size.
+    """
+    up, down = _double(factors.up), _double(factors.down).T
+    left, right = up.T @ up, down.T @ down
+    lengths = left.diagonal().sqrt(), right.diagonal().sqrt()
+    square, bound = float((left * right).sum()), float(lengths[0] @ lengths[1]) ** 2
+    if square > _CANCELLED * bound or bound == 0.0:
+        return math.sqrt(max(square, 0.0))
+    reduced = _by_qr(up, lengths[0]), _by_qr(down, lengths[1])
+    sizes = reduced[0].lengths * reduced[1].lengths
+    return float(torch.linalg.vector_norm((reduced[0].core * sizes) @ reduced[1].core.T))
+
+
+def distance(a: Factors, b: Factors) -> float:
+    """Return ‖a − b‖ / ‖a‖: 0 where both are zero, infinite where only `a` is."""
+    whole, off = norm(a), norm(join([a, scaled(b, -1.0)]))
+    if whole == 0.0:
+        return math.inf if off else 0.0
+    return off / whole
+
+
+def svd(factors: Factors) -> Svd:
+    """Return the exact singular value decomposition, k = min(r, m, n) directions.
+
+    A side with at least as many rows as columns is reduced to r x r by the Cholesky factor of its
+    Gram matrix in fp64, its columns scaled to length one first, so that (1e6 · up, 1e-6 · down)
+    gives the same; by Householder QR where the columns are too dependent for that. The core's
+    decomposition is rotated back in fp64.
+
+    Args:
+        factors: on any device, in fp32 or fp64.
+
+    Returns:
+        u and v in the dtype of the factors, s in fp64, all on their device.
+
+    Source: Fukaya et al., CholeskyQR2 (2014), for the accuracy of the Gram matrix.
+    Cost: O((m + n) r² + r³).
+    """
+    left, right = _reduced(_double(factors.up)), _reduced(_double(factors.down).T)
+    u, s, v = core_svd((left.core * (left.lengths * right.lengths)) @ right.core.T)
+    kind, device = factors.up.dtype, factors.up.device
+    u, v = left.turned(u).to(device, kind), right.turned(v).to(device, kind)
+    u, v = fixed_signs(u, v)
+    return Svd(u=u, s=s.to(device), v=v)
+
+
+def core_svd(core: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Decompose a small fp64 matrix [a, b] = u @ diag(s) @ v.T.
+
+    By the eigenvectors of core @ core.T, twice as fast as an SVD, unless the smallest singular
+    value is below 1e-5 of the largest: v would not be orthogonal to 1e-6.
+    """
+    if core.shape[0] > core.shape[1]:
+        v, s, u = core_svd(core.T)
+        return u, s, v
+    u = torch.linalg.eigh(core @ core.T).eigenvectors.flip(1)
+    scaled_v = core.T @ u
+    s = torch.linalg.vector_norm(scaled_v, dim=0)
+    if s.numel() and float(s[-1]) > _FADING * float(s[0]):
+        return u, torch.cummin(s, dim=0).values, scaled_v / s
+    u, s, vh = torch.linalg.svd(core, full_matrices=False)
+    return u, s, vh.T
+
+
+def fixed_signs(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn each pair of directions so that the largest entry of u's column is positive."""
+    if not u.numel():
+        return u, v
+    # argmax gives the first of equals.
+    places = u.abs().argmax(dim=0, keepdim=True)
+    signs = torch.where(u.gather(0, places) < 0, -1.0, 1.0).to(u.dtype)
+    return u * signs, v * signs
+
+
+def numerical_rank(s: Tensor, shape: tuple[int, int], *, reference: float | None = None) -> int:
+    """Return how many singular values are no rounding noise.
+
+    Rounding the entries of both factors to fp32 moves a product by at most eps · ‖product‖, and
+    noise of that norm has no larger singular value; what is below twice that is noise. Where
+    parts were summed, their rounding does not get smaller when they cancel: so A − A has rank 0
+    once `reference` is ‖A‖.
+
+    Args:
+        s: [k], descending.
+        shape: (m, n) of the matrix.
+        reference: ‖·‖ of the largest part that was summed.
+    """
+    if not s.numel():
+        return 0
+    whole = float(torch.linalg.vector_norm(s.double()))
+    floor = _NOISE * max(whole, reference or 0.0)
+    return min(int((s.double() > floor).sum()), *shape)
+
+
+def balanced(found: Svd, rank: int) -> Factors:
+    """Return the leading directions as factors of equal norms: √s on both sides."""
+    root = found.s[:rank].sqrt().to(found.u.dtype)
+    return Factors(up=found.u[:, :rank] * root, down=(found.v[:, :rank] * root).T.contiguous())
+
+
+def _double(tensor: Tensor) -> Tensor:
+    # MPS has no fp64.
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Side:
+    """A matrix [d, r] = basis @ turn @ core @ diag(lengths), basis @ turn orthonormal."""
+
+    core: Tensor
+    lengths: Tensor
+    basis: Tensor | None
+    turn: Tensor | None
+
+    def turned(self, directions: Tensor) -> Tensor:
+        """Return basis @ turn @ directions."""
+        if self.turn is not None:
+            directions = self.turn @ directions
+        return directions if self.basis is None else self.basis @ directions
+
+
+def _reduced(side: Tensor) -> _Side:
+    rows, rank = side.shape
+    if rows <= rank:
+        lengths = torch.ones(rank, dtype=side.dtype, device=side.device)
+        return _Side(core=side, lengths=lengths, basis=None, turn=None)
+    products = side.T @ side
+    lengths = products.diagonal().sqrt()
+    found = _by_gram(side, products, lengths) if rank and float(lengths.min()) > 0 else None
+    return _by_qr(side, lengths) if found is None else found
+
+
+def _by_gram(side: Tensor, products: Tensor, lengths: Tensor) -> _Side | None:
+    """Reduce by the Cholesky factor of the Gram matrix; None where that is not accurate."""
+    lower, failed = torch.linalg.cholesky_ex(products / lengths / lengths[:, None])
+    if int(failed):
+        return None
+    one = torch.eye(len(lengths), dtype=side.dtype, device=side.device)
+    inverse = torch.linalg.solve_triangular(lower, one, upper=False)
+    # Columns of length one: this is at least the condition, whose square times eps is the error.
+    if not math.sqrt(len(lengths)) * float(torch.linalg.vector_norm(inverse)) < _DEPENDENT:
+        return None
+    turn = inverse.T / lengths[:, None]
+    return _Side(core=lower.T, lengths=lengths, basis=side, turn=turn)
+
+
+def _by_qr(side: Tensor, lengths: Tensor) -> _Side:
+    # Lengths of one in place of zero: a zero column stays zero.
+    safe = torch.where(lengths > 0, lengths, torch.ones_like(lengths))
+    basis, core = torch.linalg.qr(side / safe)
+    return _Side(core=core, lengths=safe, basis=basis, turn=None)
