@@ -1,0 +1,127 @@
+"""LoRA and LoCon: ΔW = alpha / rank · up · down, with a Tucker core where there is a `mid`."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lorakit.errors import AdapterError, NumericsError
+from lorakit.linalg.factored import Factors
+
+ROLES = ("up", "down", "mid", "alpha")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Lora:
+    """A low-rank ΔW of a linear layer or of a convolution.
+
+    Args:
+        up: [out, rank] or [out, rank, 1, 1].
+        down: [rank, in] or [rank, in, kh, kw]; [rank, in, 1, 1] beside a `mid`.
+        mid: None, or the Tucker core [rank, rank, kh, kw].
+        alpha: the stored alpha; ΔW = alpha / rank · up · down.
+    """
+
+    up: Tensor
+    down: Tensor
+    mid: Tensor | None = None
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """The number of rows of `down`."""
+        return int(self.down.shape[0])
+
+    @property
+    def scale(self) -> float:
+        """Alpha / rank."""
+        return self.alpha / self.rank
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of ΔW: (out, in) or (out, in, kh, kw)."""
+        kernel = self.down.shape[2:] if self.mid is None else self.mid.shape[2:]
+        return (int(self.up.shape[0]), int(self.down.shape[1]), *map(int, kernel))
+
+    @property
+    def kind(self) -> str:
+        """'lora', or 'locon' for kernels over 1x1."""
+        return "locon" if math.prod(self.shape[2:]) > 1 else "lora"
+
+    def factors(self) -> Factors:
+        """Return ΔW as fp64 factors [out, rank] and [rank, in · kh · kw], the scale folded in."""
+        up = self.up.flatten(1).double() * self.scale
+        down = self.down.flatten(1).double()
+        if self.mid is not None:
+            down = torch.einsum("mn...,ni->mi...", self.mid.double(), down).flatten(1)
+        return Factors(up=up, down=down)
+
+    def scaled(self, strength: float) -> "Lora":
+        """Scale ΔW once and exactly: the size goes into alpha, the sign into `up`.
+
+        A negative alpha would be as exact, but some loaders split it by powers of two for ever.
+        """
+        up = -self.up if strength < 0 else self.up
+        return replace(self, up=up, alpha=self.alpha * abs(strength))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by role, alpha as a scalar in fp32 (bf16 does not hold 301)."""
+        alpha = torch.tensor(self.alpha, dtype=torch.float32)
+        tensors = {"up": self.up, "down": self.down, "alpha": alpha}
+        return tensors if self.mid is None else tensors | {"mid": self.mid}
+
+
+def build(tensors: Mapping[str, Tensor], alpha: float | None) -> Lora:
+    """Check a module's tensors and make a `Lora` of them.
+
+    Args:
+        tensors: by role: `up`, `down`, perhaps `mid` and `alpha`.
+        alpha: what to take where there is no `alpha` tensor; None for the rank.
+
+    Raises:
+        AdapterError: a factor is missing, or shapes do not fit each other.
+        NumericsError: a value is not finite.
+    """
+    missing = [role for role in ("up", "down") if role not in tensors]
+    if missing:
+        raise AdapterError(
+            f"has no lora_{missing[0]} beside its {', '.join(sorted(tensors))}; "
+            "the file is incomplete, get it again from where it was made"
+        )
+    up, down, mid = tensors["up"], tensors["down"], tensors.get("mid")
+    _check_shapes(up, down, mid)
+    _check_values(tensors)
+    stored = tensors.get("alpha")
+    if stored is not None:
+        alpha = float(stored.reshape(-1)[0].item())
+    return Lora(up=up, down=down, mid=mid, alpha=float(down.shape[0]) if alpha is None else alpha)
+
+
+def _check_shapes(up: Tensor, down: Tensor, mid: Tensor | None) -> None:
+    shapes = f"up {list(up.shape)} and down {list(down.shape)}"
+    if up.ndim < 2 or down.ndim < 2 or 0 in up.shape or 0 in down.shape:
+        raise AdapterError(f"expected matrices or kernels, found {shapes}")
+    if math.prod(up.shape[2:]) != 1:
+        raise AdapterError(f"expected a 1x1 kernel in lora_up, found {shapes}")
+    if mid is None:
+        if up.shape[1] != down.shape[0]:
+            raise AdapterError(f"expected one rank in both factors, found {shapes}")
+        return
+    fits = mid.ndim > 2 and mid.shape[0] == up.shape[1] and mid.shape[1] == down.shape[0]
+    if not fits or math.prod(down.shape[2:]) != 1:
+        raise AdapterError(f"expected a Tucker core that fits {shapes}, found {list(mid.shape)}")
+
+
+def _check_values(tensors: Mapping[str, Tensor]) -> None:
+    for role, tensor in tensors.items():
+        if role == "alpha":
+            if tensor.numel() != 1:
+                raise AdapterError(f"expected one number as alpha, found {list(tensor.shape)}")
+        elif not tensor.is_floating_point():
+            raise AdapterError(f"expected floats in lora_{role}, found {tensor.dtype}")
+        if tensor.device.type != "meta" and not bool(torch.isfinite(tensor.float()).all()):
+            raise NumericsError(
+                f"holds NaN or infinity in its {role}; the training diverged or the file is broken"
+            )

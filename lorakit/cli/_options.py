@@ -1,0 +1,195 @@
+"""The options that commands share, read into two dataclasses."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from lorakit.cli._guard import guarded
+from lorakit.errors import SpecError
+
+if TYPE_CHECKING:
+    from lorakit.compute import Compute
+    from lorakit.linalg.ranks import RankRule
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DTYPES = {
+    "keep": None,
+    "fp32": "F32",
+    "fp16": "F16",
+    "bf16": "BF16",
+    "fp8_e4m3fn": "F8_E4M3",
+    "fp8_e5m2": "F8_E5M2",
+}
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Common:
+    """The options that every writing command has."""
+
+    output: Path
+    overwrite: bool
+    dtype: str | None
+    device: str
+    threads: int | None
+    memory: int | None
+    dry_run: bool
+    verify: bool
+    metadata: dict[str, str]
+    no_metadata: bool
+    allow_unmatched: bool
+    json: bool
+    quiet: bool
+    verbose: int
+
+    def compute(self) -> "Compute":
+        """Choose the device, the workers and the bytes in flight."""
+        from lorakit.compute import Compute
+
+        return Compute.of(device=self.device, threads=self.threads, memory=self.memory)
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes: 800M, 1.5GiB, 73400320."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Read the number and its unit; K, M, G and T are powers of 1024."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?)(i?B)?\s*", str(value), re.I)
+        if found is None or float(found[1]) <= 0:
+            self.fail(f"{value!r} is no size; write 800M, 1.5G or a number of bytes.", param, ctx)
+        return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def _metadata(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    pairs = {}
+    for value in values:
+        key, sign, text = value.partition("=")
+        if not sign or not key:
+            raise click.BadParameter(f"{value!r} is no KEY=VALUE.", ctx, param)
+        pairs[key] = text
+    return pairs
+
+
+_WRITING: tuple[Callable[[F], F], ...] = (
+    click.option(
+        "-o",
+        "--output",
+        required=True,
+        type=click.Path(path_type=Path),
+        help="What to write. An existing file needs --overwrite; an input is refused always.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace an existing output."),
+    click.option(
+        "--dtype",
+        type=click.Choice(tuple(DTYPES)),
+        default="keep",
+        show_default=True,
+        help="Stored dtype; keep takes the input's own (an extracted LoRA: fp16).",
+    ),
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        help="Where the linear algebra runs: auto, cpu, cuda, cuda:N or mps.",
+    ),
+    click.option("--threads", type=click.IntRange(min=1), help="Workers; a core each if left out."),
+    click.option("--memory", type=Size(), help="Bytes in flight at once, such as 256M or 2G."),
+    click.option("--dry-run", is_flag=True, help="Show the plan; read headers, write nothing."),
+    click.option("--verify", is_flag=True, help="Read the output back and recompute every layer."),
+    click.option(
+        "--metadata",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=_metadata,
+        help="Set a metadata key of the output; may be repeated.",
+    ),
+    click.option("--no-metadata", is_flag=True, help="Write no training metadata and no recipe."),
+    click.option(
+        "--allow-unmatched",
+        is_flag=True,
+        help="Go on when something has no place in the output; it is listed and counted.",
+    ),
+    click.option("--json", is_flag=True, help="The report as one JSON object on stdout."),
+    click.option("-q", "--quiet", is_flag=True, help="No table and no progress."),
+    click.option("-v", "--verbose", count=True, help="A line a layer; -vv shows tracebacks."),
+)
+
+_RANKS: tuple[Callable[[F], F], ...] = (
+    click.option("--rank", type=click.IntRange(min=1), help="Directions a layer keeps, or a cap."),
+    click.option(
+        "--conv-rank",
+        type=click.IntRange(min=1),
+        help="The same for kernels over 1x1; --rank if left out.",
+    ),
+    click.option("--energy", type=float, help="Fewest directions with this share of Σσ²."),
+    click.option("--error", type=float, help="Fewest with a relative error of at most this."),
+    click.option("--sv-ratio", type=float, help="Directions with σ > σ₁ / this."),
+    click.option("--sv-sum", type=float, help="Fewest directions with this share of Σσ."),
+    click.option("--size", type=Size(), help="The whole file in this size, such as 72M."),
+)
+_COMMON = tuple(Common.__dataclass_fields__)
+_RULE = ("rank", "conv_rank", "energy", "error", "sv_ratio", "sv_sum", "size")
+
+
+def writing_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of every writing command; the command gets them as `common`."""
+
+    @wraps(command)
+    def run(**kwargs: Any) -> None:
+        chosen = {name: kwargs.pop(name) for name in _COMMON}
+        chosen["dtype"] = DTYPES[chosen["dtype"]]
+        command(common=Common(**chosen), **kwargs)
+
+    return _decorated(guarded(run), _WRITING)
+
+
+def rank_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the rank rules; the command gets them as `rule`."""
+
+    @wraps(command)
+    def run(**kwargs: Any) -> None:
+        chosen = {name: kwargs.pop(name) for name in _RULE}
+        command(rule=_rule(chosen), **kwargs)
+
+    return _decorated(run, _RANKS)
+
+
+def _rule(chosen: dict[str, Any]) -> "RankRule":
+    from lorakit.linalg.ranks import RankRule
+
+    return RankRule(**chosen)
+
+
+def _decorated(
+    command: Callable[..., None], options: tuple[Callable[[Any], Any], ...]
+) -> Callable[..., None]:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def one_of(**given: object) -> str:
+    """Return the name of the one option that was given.
+
+    Raises:
+        SpecError: none was given, or several.
+    """
+    names = [name for name, value in given.items() if value]
+    if len(names) != 1:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise SpecError(f"Give one of {options}; found {len(names)} of them.")
+    return names[0]

@@ -1,0 +1,149 @@
+"""What a user sees at the end of a command."""
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from lorakit.report import Report, Row
+
+SHOWN = 10
+_GROUPS = {
+    "norms": (".norm", "layer_norm", "ln_", ".in_layers.0", ".out_layers.0", "out.0."),
+    "embeddings": ("embedding",),
+}
+
+
+def show_report(report: "Report", *, quiet: bool, verbose: int) -> None:
+    """Print a report: a short table of what was done and lost."""
+    for note in report.notes:
+        click.echo(f"note: {note}", err=True)
+    if report.unmatched:
+        _list("left out, no place in the output", report.unmatched)
+    if report.lost:
+        _list("a LoRA cannot hold", [f"{n} ({s:.1%})" for n, s in _lost(report.lost).items()])
+    if quiet:
+        return
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    if verbose and report.rows:
+        console.print(_rows_table(report.rows))
+    console.print(_summary_table(report))
+
+
+def _list(what: str, names: Iterable[str]) -> None:
+    listed = list(names)
+    click.echo(f"{what}: {len(listed)}", err=True)
+    for name in listed[:SHOWN]:
+        click.echo(f"  {name}", err=True)
+    if len(listed) > SHOWN:
+        click.echo(f"  and {len(listed) - SHOWN} more", err=True)
+
+
+def _lost(lost: Mapping[str, float]) -> dict[str, float]:
+    """Sum the shares by kind of tensor, the largest first."""
+    sums: dict[str, float] = {}
+    for key, share in lost.items():
+        group = next((g for g, marks in _GROUPS.items() if any(m in key for m in marks)), None)
+        group = group or ("biases" if key.endswith("bias") else key)
+        sums[group] = sums.get(group, 0.0) + share
+    return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+
+def _rows_table(rows: "Iterable[Row]") -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("layer", "block", "rank", "norm", "kept", "error", ""):
+        table.add_column(title, justify="left" if title in ("layer", "block", "") else "right")
+    for row in rows:
+        table.add_row(
+            row.module,
+            row.block,
+            _ranks(row.rank_before, row.rank_after),
+            _number(row.norm),
+            share_text(row.energy),
+            _number(row.error),
+            row.note,
+        )
+    return table
+
+
+def _summary_table(report: "Report") -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in _facts(report):
+        table.add_row(name, value)
+    return table
+
+
+def _facts(report: "Report") -> list[tuple[str, str]]:
+    totals: dict[str, Any] = report.as_dict()["totals"]
+    facts = [("command", report.command), ("layers", str(totals["layers"]))]
+    if report.dropped:
+        facts.append(("left empty", f"{len(report.dropped)} layers, not written"))
+    if totals["rank_before"] or totals["rank_after"]:
+        facts.append(("largest rank", _ranks(totals["rank_before"], totals["rank_after"])))
+    for name, key in (("norm of the change", "norm"), ("relative error", "error")):
+        if totals[key] is not None:
+            facts.append((name, _number(totals[key])))
+    if totals["energy"] is not None:
+        facts.append(("energy kept", share_text(totals["energy"])))
+    if report.plan is not None:
+        facts += _plan(report)
+    if report.verified is not None:
+        facts.append(("verified", _verified(report)))
+    if report.output is not None:
+        size = "" if report.output_bytes is None else f" ({bytes_text(report.output_bytes)})"
+        facts.append(("written", f"{report.output}{size}"))
+    return facts
+
+
+def _plan(report: "Report") -> list[tuple[str, str]]:
+    plan = report.plan
+    if plan is None:
+        return []
+    return [
+        ("would write at most", bytes_text(plan.output_bytes)),
+        ("peak memory at most", bytes_text(plan.peak_bytes)),
+        ("would run on", f"{plan.device}, {plan.threads} workers"),
+        ("dry run", "nothing was written"),
+    ]
+
+
+def _verified(report: "Report") -> str:
+    found = report.verified
+    if found is None:
+        return ""
+    untouched = f", {found.untouched} untouched tensors the same" if found.untouched else ""
+    return (
+        f"{found.layers} layers, relative error at most {found.largest:.2e}, "
+        f"mean {found.mean:.2e}{untouched}"
+    )
+
+
+def _ranks(before: int | None, after: int | None) -> str:
+    if before is None or after is None:
+        return str(before if after is None else after)
+    return f"{before} -> {after}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def share_text(value: float | None) -> str:
+    """Write a share as per cent, nothing for None."""
+    return "" if value is None else f"{value:.2%}"
+
+
+def bytes_text(count: int) -> str:
+    """Write a size for people."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"

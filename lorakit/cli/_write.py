@@ -1,0 +1,119 @@
+"""The end of every command that writes: write, verify, report."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lorakit.cli._options import Common
+from lorakit.cli._progress import watching
+from lorakit.cli._render import show_report
+from lorakit.version import VERSION
+
+if TYPE_CHECKING:
+    from lorakit.lorafile import LoraFile
+    from lorakit.models import Applied
+    from lorakit.operations.pieces import Piece
+    from lorakit.report import Report
+
+
+def show(common: Common, *reports: "Report") -> None:
+    """Print reports as the options ask: one JSON value, an object or a list of them."""
+    if common.json:
+        bodies = [report.as_dict() for report in reports]
+        click.echo(json.dumps(bodies[0] if len(bodies) == 1 else bodies, sort_keys=True))
+        return
+    for report in reports:
+        show_report(report, quiet=common.quiet, verbose=common.verbose)
+
+
+def recipe(command: str, inputs: Sequence[object], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what made a file: inputs with their hashes, options, version."""
+    given = {name: value for name, value in sorted(options.items()) if value not in (None, (), "")}
+    return {
+        "lorakit": VERSION,
+        "command": command,
+        "inputs": list(inputs),
+        "options": given,
+    }
+
+
+def rule_options(rule: Any) -> dict[str, Any]:
+    """Return the rank rule's options that were given."""
+    return {name: getattr(rule, name) for name in type(rule).__dataclass_fields__}
+
+
+def finish_lora(
+    lora: "LoraFile",
+    report: "Report",
+    common: Common,
+    *,
+    made_by: Mapping[str, Any],
+    inputs: Sequence[Path],
+    pieces: "Sequence[Piece] | None" = None,
+    output: Path | None = None,
+) -> "Report":
+    """Write a LoRA, read it back if asked to, and return the report."""
+    from lorakit.operations.verify import verify_lora
+    from lorakit.saving import Output, save_lora
+
+    written = save_lora(
+        output or common.output,
+        lora,
+        output=Output(
+            dtype=common.dtype,
+            overwrite=common.overwrite,
+            inputs=inputs,
+            metadata=common.metadata,
+            training=not common.no_metadata,
+            recipe=made_by,
+        ),
+    )
+    report = replace(report, output=str(written.path), output_bytes=written.nbytes)
+    if common.verify and pieces is not None:
+        with watching(quiet=common.quiet) as progress:
+            verified = verify_lora(
+                written.path, pieces, report, compute=common.compute(), progress=progress
+            )
+        report = replace(report, verified=verified)
+    return report
+
+
+def finish_model(
+    applied: "Applied",
+    report: "Report",
+    common: Common,
+    *,
+    made_by: Mapping[str, Any],
+    inputs: Sequence[Path],
+) -> "Report":
+    """Write a checkpoint, read it back if asked to, and return the report."""
+    from lorakit.operations.verify_model import verify_model
+    from lorakit.saving import save_model
+    from lorakit.tensorfile.metadata import RECIPE_KEY, recipe_json
+
+    compute = common.compute()
+    metadata = {} if common.no_metadata else dict(applied.metadata)
+    metadata.pop("modelspec.hash_sha256", None)
+    if not common.no_metadata:
+        metadata[RECIPE_KEY] = recipe_json(made_by)
+    applied = replace(applied, metadata=metadata | common.metadata)
+    with watching(quiet=common.quiet) as progress:
+        written = save_model(
+            common.output,
+            applied,
+            dtype=common.dtype,
+            overwrite=common.overwrite,
+            inputs=inputs,
+            compute=compute,
+            progress=progress,
+        )
+    report = replace(report, output=str(written.path), output_bytes=written.nbytes)
+    if common.verify:
+        with watching(quiet=common.quiet) as progress:
+            verified = verify_model(written.path, applied, compute=compute, progress=progress)
+        report = replace(report, verified=verified)
+    return report

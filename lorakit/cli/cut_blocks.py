@@ -1,0 +1,131 @@
+"""lorakit cut-blocks."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lorakit.cli._guard import guarded
+from lorakit.cli._inputs import UserPresets, load_stack, lora_specs, read_presets
+from lorakit.cli._options import Common, one_of, writing_options
+from lorakit.cli._progress import watching
+from lorakit.cli._write import finish_lora, recipe, show
+from lorakit.errors import SpecError
+from lorakit.names.blocks import block_ids, parse_ids, weights_of
+from lorakit.names.elements import parse_elements
+
+if TYPE_CHECKING:
+    from lorakit.names.architectures import Architecture
+
+
+class _ListFirst(click.Command):
+    """`--list` needs no output: it is answered before the other options are asked for."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Answer --list, else read the options."""
+        if "--list" in args and not {"-h", "--help"} & set(args):
+            paths = [arg for arg in args if not arg.startswith("-")]
+            guarded(_list_blocks)(paths=paths, as_json="--json" in args)
+            ctx.exit(0)
+        return super().parse_args(ctx, args)
+
+
+@click.command("cut-blocks", cls=_ListFirst)
+@click.argument("lora")
+@click.option(
+    "--preset", help="NONE, ALL, INS, IND, INALL, MIDD, OUTD, OUTS, OUTALL, ALL0.5, yours."
+)
+@click.option("--weights", metavar="CSV", help="A weight a block: 12, 17, 20 or 26 values.")
+@click.option("--keep", metavar="IDS", help="Only these blocks: OUT03-OUT06,MID.")
+@click.option("--drop", metavar="IDS", help="All but these blocks.")
+@click.option("--elements", metavar="RULES", help="Rules for parts of blocks: IN05-OUT05:attn:0.")
+@click.option(
+    "--presets-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The user's own presets, the web UI's lbwpresets.txt.",
+)
+@click.option("--list", "list_only", is_flag=True, help="Show the file's blocks; needs no output.")
+@writing_options
+def cut_blocks(
+    *,
+    lora: str,
+    preset: str | None,
+    weights: str | None,
+    keep: str | None,
+    drop: str | None,
+    elements: str | None,
+    presets_file: Path | None,
+    list_only: bool,
+    common: Common,
+) -> None:
+    """Delete the blocks that a LoRA does not need, or scale them.
+
+    A weight of 0 deletes the block's layers, so that the file gets smaller; another weight scales
+    ΔW once. Blocks that are not named keep 1 with --drop and --elements, and lose all with --keep.
+    """
+    from lorakit.operations.cut_blocks import cut_blocks as cut
+    from lorakit.operations.cut_blocks import cut_pieces
+
+    del list_only
+    loaded = load_stack(
+        lora_specs([lora]),
+        presets={},
+        header_only=common.dry_run,
+        allow_unmatched=common.allow_unmatched,
+    )
+    file, _ = loaded.stack[0]
+    given = {"preset": preset, "weights": weights, "keep": keep, "drop": drop}
+    if not elements or any(given.values()):
+        one_of(**given)
+    if loaded.specs[0].strength != 1:
+        raise SpecError(f"{lora}: cut-blocks takes a LoRA without a strength; use --weights.")
+    blocks = _blocks(given, file.architecture, read_presets(presets_file))
+    rules = parse_elements(elements, file.architecture) if elements else ()
+    with watching(quiet=common.quiet) as progress:
+        cut_lora, report = cut(
+            file, blocks=blocks, elements=rules, measure=not common.dry_run, progress=progress
+        )
+    if common.dry_run:
+        show(common, report)
+        return
+    options = {**given, "elements": elements, "dtype": common.dtype}
+    report = finish_lora(
+        cut_lora,
+        report,
+        common,
+        made_by=recipe("cut-blocks", loaded.recipe(), options),
+        inputs=loaded.paths,
+        pieces=cut_pieces(file, cut_lora, blocks=blocks, elements=rules),
+    )
+    show(common, report)
+
+
+def _blocks(
+    given: dict[str, str | None], architecture: "Architecture | None", presets: UserPresets
+) -> dict[str, float]:
+    text = given["preset"] or given["weights"]
+    if text:
+        return dict(weights_of(text, architecture, presets))
+    named = given["keep"] or given["drop"]
+    if not named:
+        return {}
+    chosen = set(parse_ids(named, architecture))
+    inside, outside = (1.0, 0.0) if given["keep"] else (0.0, 1.0)
+    return {block: inside if block in chosen else outside for block in block_ids(architecture)}
+
+
+def _list_blocks(*, paths: list[str], as_json: bool, verbose: int = 0) -> None:
+    from rich.console import Console
+
+    from lorakit.cli.inspect import blocks_table
+    from lorakit.operations.inspect import inspect
+
+    del verbose
+    if len(paths) != 1:
+        raise SpecError(f"cut-blocks --list takes one LoRA, found {len(paths)}.")
+    found = inspect(paths[0], blocks=True)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), sort_keys=True))
+        return
+    Console(highlight=False).print(blocks_table(found.blocks))

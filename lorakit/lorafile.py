@@ -1,0 +1,178 @@
+"""A LoRA in memory, and how it is read."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lorakit.adapters import Adapter, build
+from lorakit.errors import AdapterError, FileFormatError, NumericsError
+from lorakit.names.architectures import Architecture
+from lorakit.names.blocks import block_of
+from lorakit.names.lorakeys import LoraKeys, ModuleKeys, read_keys
+from lorakit.peftconfig import AlphaOf, alpha_from_metadata
+from lorakit.peftfolder import is_peft_folder, open_peft
+from lorakit.report import name_some
+from lorakit.tensorfile.metadata import model_hash
+from lorakit.tensorfile.source import (
+    DictSource,
+    TensorSource,
+    dtype_name,
+    open_source,
+    torch_dtype,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoraFile:
+    """A map module -> adapter, with what the file says of itself; immutable.
+
+    `dtype` is the safetensors name of the dtype to store; `sha256` the hash of the tensors' bytes
+    as they were read (Civitai's AutoV3), empty for a LoRA that was computed; `unclaimed` the keys
+    that nobody knew and that were left out on request.
+    """
+
+    name: str
+    adapters: Mapping[str, Adapter]
+    architecture: Architecture | None = None
+    dialect: str = "kohya"
+    dtype: str = "F16"
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    sha256: str = ""
+    unclaimed: tuple[str, ...] = ()
+
+    def block(self, module: str) -> str:
+        """Return the block id of a module."""
+        return block_of(module, self.architecture)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the adapters take in memory."""
+        tensors = (t for adapter in self.adapters.values() for t in adapter.tensors().values())
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def load_lora(
+    path: str | Path | Mapping[str, Tensor],
+    *,
+    header_only: bool = False,
+    allow_unmatched: bool = False,
+) -> LoraFile:
+    """Read a LoRA: a file, a PEFT folder, or tensors by key.
+
+    Args:
+        path: a `.safetensors` (or pickled) file, a folder with `adapter_config.json`, a folder
+            with one such folder a component, or the tensors themselves.
+        header_only: read no factor; the adapters then hold shapes (torch's meta device).
+        allow_unmatched: leave out, and list in `unclaimed`, the keys that nobody knows.
+
+    Raises:
+        FileFormatError: it is no LoRA, or holds a tensor that nobody claims.
+        AdapterError: a module's tensors do not make a plain LoRA.
+        NumericsError: a factor holds NaN or infinity.
+    """
+    source, alpha_of = _open(path)
+    keys = read_keys({key: spec.shape for key, spec in source.specs.items()}, source.metadata)
+    _check_claims(source.name, keys, allow_unmatched)
+    adapters = {
+        module: _adapter(source, module, spellings, alpha_of, header_only)
+        for module, spellings in keys.modules.items()
+    }
+    return LoraFile(
+        name=source.name,
+        adapters=adapters,
+        architecture=keys.architecture,
+        dialect=keys.dialect,
+        dtype=stored_dtype(adapters.values()),
+        metadata=dict(source.metadata),
+        sha256="" if header_only else model_hash(source),
+        unclaimed=keys.unclaimed,
+    )
+
+
+def stored_dtype(adapters: Iterable[Adapter]) -> str:
+    """Return the narrowest dtype that holds every factor: fp16 and bf16 together need fp32."""
+    factors = (
+        tensor.dtype
+        for adapter in adapters
+        for role, tensor in adapter.tensors().items()
+        if role != "alpha"
+    )
+    return joint_dtype(dtype_name(dtype) for dtype in dict.fromkeys(factors))
+
+
+def joint_dtype(names: Iterable[str]) -> str:
+    """Return the one of safetensors' dtypes that holds values of all these."""
+    found = sorted(set(names))
+    if len(found) < 2:
+        return found[0] if found else "F16"
+    wide = [name for name in found if not name.startswith("F8")]
+    if "F64" in wide:
+        return "F64"
+    return wide[0] if len(wide) == 1 and len(found) == 2 else "F32"
+
+
+def _open(path: str | Path | Mapping[str, Tensor]) -> tuple[TensorSource, AlphaOf]:
+    if not isinstance(path, Mapping) and Path(path).is_dir() and is_peft_folder(Path(path)):
+        return open_peft(Path(path))
+    source: TensorSource = DictSource(path) if isinstance(path, Mapping) else open_source(path)
+    return source, alpha_from_metadata(source.metadata)
+
+
+def _check_claims(name: str, keys: LoraKeys, allow_unmatched: bool) -> None:
+    if not keys.modules:
+        raise FileFormatError(
+            f"{name}: expected a LoRA, found {len(keys.unclaimed)} tensors and no lora_up or "
+            "lora_down among them; if it is a checkpoint, name it where a model belongs."
+        )
+    if keys.unclaimed and not allow_unmatched:
+        raise FileFormatError(
+            f"{name}: {len(keys.unclaimed)} tensors belong to no adapter that lorakit knows: "
+            f"{name_some(keys.unclaimed)}; use --allow-unmatched to leave them out."
+        )
+
+
+def _adapter(
+    source: TensorSource,
+    module: str,
+    spellings: tuple[ModuleKeys, ...],
+    alpha_of: AlphaOf,
+    header_only: bool,
+) -> Adapter:
+    first, *others = spellings
+    tensors = {role: _read(source, key, header_only) for role, key in first.keys.items()}
+    for other in others:
+        _check_same(source, module, tensors, other, header_only)
+    down = tensors.get("down")
+    rank = int(down.shape[0]) if down is not None and down.ndim else 0
+    try:
+        return build(set(first.kinds), tensors, alpha_of(module, rank))
+    except (AdapterError, NumericsError) as error:
+        raise type(error)(f"{source.name}: {first.raw} {error}.") from None
+
+
+def _read(source: TensorSource, key: str, header_only: bool) -> Tensor:
+    spec = source.specs[key]
+    if header_only and len(spec.shape) > 1:
+        return torch.empty(spec.shape, dtype=torch_dtype(spec.dtype), device="meta")
+    return source.get(key)
+
+
+def _check_same(
+    source: TensorSource,
+    module: str,
+    tensors: Mapping[str, Tensor],
+    other: ModuleKeys,
+    header_only: bool,
+) -> None:
+    same = tensors.keys() == other.keys.keys() and (
+        header_only
+        or all(torch.equal(tensors[role], source.get(key)) for role, key in other.keys.items())
+    )
+    if not same:
+        raise AdapterError(
+            f"{source.name}: {module} is stored twice with different values, once as {other.raw}; "
+            "delete one of them, lorakit cannot tell which is meant."
+        )

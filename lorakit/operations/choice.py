@@ -1,0 +1,38 @@
+"""Which layers an extraction takes."""
+
+import re
+from dataclasses import dataclass
+
+from lorakit.errors import SpecError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which layers an extraction takes, and how.
+
+    Args:
+        convs: take kernels over 1x1 too (LoCon).
+        only: regular expressions; a layer's name or block id must match one.
+        exclude: regular expressions; none may match.
+        min_change: leave out a layer whose ‖ΔW‖ / ‖W‖ is below; 0 leaves out equal layers only.
+        svd: "auto", "exact" or "fast".
+    """
+
+    convs: bool = True
+    only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    min_change: float = 0.0
+    svd: str = "auto"
+
+    def takes(self, module: str, block: str) -> bool:
+        """Tell whether the expressions choose a layer.
+
+        Raises:
+            SpecError: one is no regular expression.
+        """
+        names = (module, block)
+        try:
+            wanted = not self.only or any(re.search(p, n) for p in self.only for n in names)
+            return wanted and not any(re.search(p, n) for p in self.exclude for n in names)
+        except re.error as error:
+            raise SpecError(f"--only and --exclude take regular expressions: {error}.") from None

@@ -1,0 +1,166 @@
+"""extract: the LoRA that turns one model into another."""
+
+import math
+from dataclasses import replace
+
+from torch import Tensor
+
+from lorakit.compute import Compute
+from lorakit.errors import AdapterError, UnmatchedError
+from lorakit.linalg.ranks import RankRule
+from lorakit.lorafile import LoraFile
+from lorakit.models import Model, Slot, open_model
+from lorakit.names.blocks import block_of
+from lorakit.operations.choice import Choice
+from lorakit.operations.lost import with_lost_changes
+from lorakit.operations.outcome import from_pieces
+from lorakit.operations.pieces import Piece
+from lorakit.operations.stack import flat
+from lorakit.progress import Progress, silent
+from lorakit.report import Report, name_some
+from lorakit.tensorfile.source import TensorSource
+
+DEFAULT_RULE = RankRule(rank=32, conv_rank=16)
+
+
+def extract(
+    original: TensorSource,
+    tuned: TensorSource,
+    *,
+    rule: RankRule | None = None,
+    choice: Choice | None = None,
+    alpha: float | None = None,
+    dialect: str = "kohya",
+    allow_unmatched: bool = False,
+    compute: Compute | None = None,
+    progress: Progress = silent,
+) -> tuple[LoraFile, Report]:
+    """Extract ΔW = tuned − original as a LoRA, a layer in memory at a time.
+
+    The difference is taken in fp32 whatever the files hold, and nothing is clamped.
+
+    Args:
+        original: the model to start from; any source, also one that `apply` made.
+        tuned: the model to arrive at.
+        rule: how much to keep; without one rank 32, and 16 for kernels over 1x1.
+        choice: which layers, and how they are decomposed.
+        alpha: what to store as alpha, ΔW unchanged; None for the rank.
+        dialect: the names to write.
+        allow_unmatched: leave out layers that only one of the models has.
+        compute: device, workers, bytes in flight.
+        progress: called with (what, done, total).
+
+    Returns:
+        The LoRA, to be stored in fp16, and the report: what was kept of each layer, and what no
+        LoRA can hold (norms, biases, embeddings) with its share of the change.
+
+    Raises:
+        AdapterError: the models are of different architectures.
+        UnmatchedError: the models are equal, or a layer is missing in one.
+
+    Source: kohya's `extract_lora_from_models.py`, without its clamp at the 0.99 quantile, its
+    threshold on text encoders and its difference in half precision.
+    """
+    choice = Choice() if choice is None else choice
+    compute = compute or Compute.of()
+    models = open_model(original), open_model(tuned)
+    pieces, unmatched = extract_pieces(*models, choice=choice, allow_unmatched=allow_unmatched)
+    lora, report = from_pieces(
+        pieces,
+        command="extract",
+        rule=DEFAULT_RULE if rule is None else rule,
+        like=LoraFile(
+            name="extract",
+            adapters={},
+            architecture=models[1].index.architecture,
+            dialect=dialect,
+            dtype="F16",
+        ),
+        alpha=alpha,
+        method=choice.svd,
+        compute=compute,
+        progress=progress,
+    )
+    report = replace(report, unmatched=unmatched)
+    return lora, with_lost_changes(report, *models, compute=compute, progress=progress)
+
+
+def extract_pieces(
+    original: Model, tuned: Model, *, choice: Choice, allow_unmatched: bool = False
+) -> tuple[list[Piece], tuple[str, ...]]:
+    """Return a piece a chosen layer of tuned − original, and the layers only one of them has."""
+    _check_architectures(original, tuned)
+    modules, unmatched = _shared_modules(original, tuned, choice, allow_unmatched)
+    slots = {module: slot for module in modules if (slot := tuned.slot(module)) is not None}
+    pieces = [
+        _piece(original, tuned, module, slot, choice.min_change)
+        for module, slot in slots.items()
+        if choice.convs or math.prod(slot.shape[2:]) == 1
+    ]
+    return pieces, unmatched
+
+
+def _check_architectures(original: Model, tuned: Model) -> None:
+    ours, theirs = original.index.architecture, tuned.index.architecture
+    if ours is not None and theirs is not None and ours.id != theirs.id:
+        raise AdapterError(
+            f"{tuned.source.name}: expected a model for {ours.title} as {original.source.name} "
+            f"is, found {theirs.title}; only models of one architecture can be subtracted."
+        )
+
+
+def _shared_modules(
+    original: Model, tuned: Model, choice: Choice, allow_unmatched: bool
+) -> tuple[list[str], tuple[str, ...]]:
+    architecture = tuned.index.architecture
+    ours, theirs = original.index.layers(), tuned.index.layers()
+    chosen = [m for m in sorted(ours | theirs) if choice.takes(m, block_of(m, architecture))]
+    shared = [module for module in chosen if module in ours and module in theirs]
+    for module in shared:
+        _check_shapes(original, tuned, module)
+    both = original.index, tuned.index
+    single = tuple(
+        module
+        for module in chosen
+        if (module in ours) != (module in theirs)
+        and all(index.has_component(module.partition(".")[0]) for index in both)
+    )
+    if not shared:
+        raise UnmatchedError(
+            f"{tuned.source.name}: none of the chosen layers is in it and in "
+            f"{original.source.name}; give two models of one architecture."
+        )
+    if single and not allow_unmatched:
+        raise UnmatchedError(
+            f"{tuned.source.name}: {len(single)} layers are in only one of the models: "
+            f"{name_some(single)}; use --allow-unmatched to leave them out."
+        )
+    return shared, single
+
+
+def _check_shapes(original: Model, tuned: Model, module: str) -> None:
+    first, second = original.slot(module), tuned.slot(module)
+    if first is not None and second is not None and flat(first.shape) != flat(second.shape):
+        raise AdapterError(
+            f"{tuned.source.name}: {module} expected {list(first.shape)} as in "
+            f"{original.source.name}, found {list(second.shape)}; use --exclude to leave it out."
+        )
+
+
+def _piece(original: Model, tuned: Model, module: str, slot: Slot, min_change: float) -> Piece:
+    def truth() -> Tensor:
+        base = original.weight(module)
+        delta = tuned.weight(module)
+        floor = min_change * float(base.norm()) if min_change else 0.0
+        delta -= base
+        return delta.zero_() if floor and float(delta.norm()) < floor else delta
+
+    rows, columns = flat(slot.shape)
+    return Piece(
+        module=module,
+        block=block_of(module, tuned.index.architecture),
+        shape=slot.shape,
+        truth=truth,
+        rank_bound=min(rows, columns),
+        cost=20 * rows * columns,
+    )

@@ -1,0 +1,65 @@
+"""What changed between two models and has no place in a LoRA."""
+
+import math
+from dataclasses import replace
+
+import torch
+
+from lorakit.compute import Compute, ordered_map
+from lorakit.models import Model
+from lorakit.progress import Progress
+from lorakit.report import Report
+from lorakit.tensorfile.source import TensorSource
+
+
+def with_lost_changes(
+    report: Report, original: Model, tuned: Model, *, compute: Compute, progress: Progress
+) -> Report:
+    """Add to the report what the extraction could not hold, each tensor with its share.
+
+    The share is ‖Δ‖² of the tensor over ‖Δ‖² of the whole model, so that the shares and what the
+    layers hold add up to 1.
+    """
+    held = {slot.key for row in report.rows if (slot := tuned.slot(row.module)) is not None}
+    ours, theirs = original.source, tuned.source
+    keys = [key for key, spec in theirs.specs.items() if key not in held and key in ours.specs]
+    keys = [key for key in keys if ours.specs[key].shape == theirs.specs[key].shape]
+    changes: dict[str, float] = {}
+    squares = ordered_map(
+        lambda key: _square(ours, theirs, key),
+        keys,
+        compute=compute,
+        cost=lambda key: 16 * theirs.specs[key].numel,
+    )
+    for done, (key, square) in enumerate(zip(keys, squares, strict=True), start=1):
+        if square:
+            changes[key] = square
+        progress("other tensors", done, len(keys))
+    whole = math.fsum([*changes.values(), *((row.norm or 0.0) ** 2 for row in report.rows)])
+    shares = {key: square / whole for key, square in sorted(changes.items())}
+    return replace(report, lost=shares, notes=_notes(original, tuned, report))
+
+
+def _square(ours: TensorSource, theirs: TensorSource, key: str) -> float:
+    first, second = ours.get(key), theirs.get(key)
+    if not second.is_floating_point() or torch.equal(first, second):
+        return 0.0
+    change = second.float() - first.float()
+    return float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
+
+
+def _notes(original: Model, tuned: Model, report: Report) -> tuple[str, ...]:
+    notes = list(report.notes)
+    same = sum(1 for row in report.rows if not row.rank_after)
+    if same:
+        notes.append(f"{same} layers did not change, or by less than --min-change: left out.")
+    if original.index.layout != tuned.index.layout:
+        notes.append(
+            "The models are in different layouts: norms, biases and embeddings were not compared."
+        )
+        return tuple(notes)
+    for first, second in ((original, tuned), (tuned, original)):
+        only = len(first.source.specs.keys() - second.source.specs.keys())
+        if only:
+            notes.append(f"{only} tensors are only in {first.source.name}.")
+    return tuple(notes)

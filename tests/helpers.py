@@ -1,0 +1,86 @@
+"""Small steps that many tests take."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from click.testing import CliRunner, Result
+from safetensors import safe_open
+from torch import Tensor
+
+from lorakit.cli import lorakit
+from lorakit.lorafile import LoraFile, load_lora
+from tests import reference
+
+FP16 = 1e-3
+"""Two factors rounded to fp16: 2^-11 / √3 each at the most, 4e-4 together, with room."""
+FP32 = 2e-6
+"""Sums in fp32 over ranks below 128."""
+
+
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+def dense(lora: LoraFile | Path) -> dict[str, Tensor]:
+    """Return each module's ΔW in float64, from the stored tensors, by the plain formula."""
+    file = load_lora(lora) if isinstance(lora, Path) else lora
+    found = {}
+    for module, adapter in file.adapters.items():
+        parts = adapter.tensors()
+        delta = reference.delta(parts["up"], parts["down"], float(parts["alpha"]), parts.get("mid"))
+        found[module] = delta.flatten(1)
+    return found
+
+
+def total_error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Return the relative error over all modules together; a missing module counts as zero."""
+    off = [found.get(name, torch.zeros_like(value)) - value for name, value in expected.items()]
+    off += [value for name, value in found.items() if name not in expected]
+    norm = torch.stack([value.norm() for value in expected.values()]).norm()
+    return float(torch.stack([value.norm() for value in off]).norm() / norm)
+
+
+def worst_error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Return the largest relative error of a module; the modules must be the same."""
+    assert found.keys() == expected.keys()
+    return max(reference.relative_error(found[name], expected[name]) for name in expected)
+
+
+def weighted(terms: list[tuple[Mapping[str, Tensor], float]]) -> dict[str, Tensor]:
+    """Return Σ strength · ΔW by module in float64."""
+    total: dict[str, Tensor] = {}
+    for deltas, strength in terms:
+        for module, delta in deltas.items():
+            total[module] = total.get(module, torch.zeros_like(delta)) + strength * delta
+    return total
+
+
+def run(*arguments: object) -> Result:
+    """Run the command line in this process."""
+    return CliRunner().invoke(lorakit, [str(argument) for argument in arguments])
+
+
+def ran(*arguments: object) -> dict[str, Any]:
+    """Run a command with --json; it must succeed."""
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def refused(*arguments: object, status: int = 1) -> str:
+    """Run a command that must be refused with one sentence; return the sentence."""
+    result = run(*arguments)
+    assert result.exit_code == status, result.output + repr(result.exception)
+    assert "Traceback" not in result.output
+    sentence = getattr(result.exception, "message", None) or result.output
+    return str(sentence)
