@@ -70,10 +70,11 @@ def open_model(source: TensorSource) -> Model:
             f"{source.name}: expected plain weights, found quantised ones ({scaled[0]}); "
             "convert the model to fp16 or bf16 first."
         )
-    return Model(
-        source=source,
-        index=index_checkpoint({key: spec.shape for key, spec in source.specs.items()}),
-    )
+    try:
+        index = index_checkpoint({key: spec.shape for key, spec in source.specs.items()})
+    except FileFormatError as error:
+        raise FileFormatError(f"{source.name}: {error}") from None
+    return Model(source=source, index=index)
 
 
 def _slot(target: Target, spec: Spec) -> Slot:

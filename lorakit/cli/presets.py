@@ -7,7 +7,7 @@ import click
 
 from lorakit.cli._guard import guarded
 from lorakit.cli._inputs import read_presets
-from lorakit.names.blocks import block_ids, weights_of
+from lorakit.names.blocks import block_ids, fits, weights_of
 from lorakit.names.families import ARCHITECTURES
 from lorakit.names.presets import NAMES
 
@@ -29,7 +29,7 @@ def presets(*, presets_file: Path | None, as_json: bool, verbose: int) -> None:
         architecture.id: {
             name: weights_of(name, architecture, own)
             for name in (*NAMES, *own)
-            if name not in own or _fits(own[name], len(architecture.attention), architecture.levels)
+            if name not in own or fits(own[name], architecture)
         }
         for architecture in ARCHITECTURES
     }
@@ -40,10 +40,6 @@ def presets(*, presets_file: Path | None, as_json: bool, verbose: int) -> None:
         click.echo(f"{architecture.title}: {' '.join(block_ids(architecture))}")
         for name, weights in found[architecture.id].items():
             click.echo(f"  {name:10} {_line(weights)}")
-
-
-def _fits(vector: tuple[float, ...], attention: int, levels: int) -> bool:
-    return len(vector) in (attention + 1, 6 * levels + 2)
 
 
 def _line(weights: dict[str, float]) -> str:

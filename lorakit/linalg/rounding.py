@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +39,7 @@ def rounded_sum(base: Tensor, up: Tensor, down: Tensor, dtype: torch.dtype) -> T
             result[rows] = torch.addmm(base[rows].double(), left[rows], right)
         return result
     narrow = _Narrow(
-        left=left, right=right, up=left.float(), down=right.float(), bound=_bound(up, down)
+        left=left, columns=right.T.contiguous(), up=left.float(), down=right.float(), bound=_bound(up, down)
     )
     for start in range(0, base.shape[0], step):
         narrow.add(base, slice(start, start + step), result)
@@ -56,7 +57,7 @@ def _bound(up: Tensor, down: Tensor) -> Tensor:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Narrow:
     left: Tensor
-    right: Tensor
+    columns: Tensor
     up: Tensor
     down: Tensor
     bound: Tensor
@@ -65,15 +66,24 @@ class _Narrow:
         """Write a block of rows of the rounded sum."""
         block, place = base[rows], result[rows]
         total = torch.addmm(block.float(), self.up[rows], self.down)
-        slack = torch.add(self.bound[rows], total.abs(), alpha=4 * _HALF)
+        slack = total.abs().mul_(4 * _HALF).add_(self.bound[rows])
         place.copy_(total - slack)
-        above = total.add_(slack).to(result.dtype)
-        doubtful = torch.nonzero(above != place)
+        doubtful = _different(place, total.add_(slack).to(result.dtype))
         for first in range(0, len(doubtful), _GATHER):
-            i, j = doubtful[first : first + _GATHER].T
-            products = self.left[rows][i] * self.right.T[j]
+            flat = doubtful[first : first + _GATHER]
+            i, j = flat // base.shape[1], flat % base.shape[1]
+            products = self.left[rows][i] * self.columns[j]
             exact = block[i, j].double() + products.sum(dim=1)
             place[i, j] = to_odd(exact).to(result.dtype)
+
+
+def _different(first: Tensor, second: Tensor) -> Tensor:
+    """Return where the bits of two half-precision tensors differ, as flat places."""
+    one, other = (tensor.view(torch.int16).reshape(-1) for tensor in (first, second))
+    if one.device.type != "cpu":
+        return torch.nonzero(one != other).reshape(-1)
+    # NumPy compares and counts ten times as fast as torch on one thread.
+    return torch.from_numpy(np.flatnonzero(one.numpy() != other.numpy()))
 
 
 def to_odd(values: Tensor) -> Tensor:

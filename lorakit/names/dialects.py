@@ -52,12 +52,12 @@ def parse_key(key: str) -> ParsedKey | None:
     """Take a LoRA key apart; None where nobody claims it."""
     if key.startswith("bundle_emb."):
         return ParsedKey(raw=key, role="embedding", kind="embedding")
-    for kind, pattern in OTHER_PATTERNS:
-        if found := pattern.fullmatch(key):
-            return ParsedKey(raw=found["raw"], role=found["suffix"].lstrip("."), kind=kind)
     for role, pattern in ROLE_PATTERNS:
         if found := pattern.fullmatch(key):
             return ParsedKey(raw=_plain(found["raw"], found["suffix"]), role=role, kind="lora")
+    for kind, pattern in OTHER_PATTERNS:
+        if found := pattern.fullmatch(key):
+            return ParsedKey(raw=found["raw"], role=found["suffix"].lstrip("."), kind=kind)
     return None
 
 

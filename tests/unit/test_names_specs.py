@@ -23,6 +23,7 @@ FILES = {
     "with:colon.safetensors",
     "C:\\loras\\a+b.safetensors",
     "C:\\base.safetensors",
+    "/loras/x",
     "/loras/x:0.5",
 }
 
