@@ -148,7 +148,7 @@ def _adapter(
     down = tensors.get("down")
     rank = int(down.shape[0]) if down is not None and down.ndim else 0
     try:
-        return build(set(first.kinds), tensors, alpha_of(module, rank))
+        return build(set(first.kinds), tensors, alpha_of(first.raw, rank))
     except (AdapterError, NumericsError) as error:
         raise type(error)(f"{source.name}: {first.raw} {error}.") from None
 

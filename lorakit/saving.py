@@ -13,6 +13,7 @@ from lorakit.lorafile import LoraFile
 from lorakit.models import Applied, Rounded, stored_specs
 from lorakit.names.dialects import format_key
 from lorakit.peftconfig import CONFIG, WEIGHTS, format_config
+from lorakit.peftfolder import ROOT
 from lorakit.progress import Progress, silent
 from lorakit.tensorfile.header import save_order
 from lorakit.tensorfile.metadata import RECIPE_KEY, recipe_json, true_metadata, with_hashes
@@ -175,10 +176,11 @@ def _save_peft(place: Path, lora: LoraFile, output: Output) -> Written:
         part = replace(lora, adapters=adapters)
         tensors = stored_tensors(part, dialect="peft", dtype=output.dtype or lora.dtype)
         parts[below + WEIGHTS[0]] = _source(tensors, _metadata(part, place.name, output), place)
-        ranks = {_path(module): adapter.rank for module, adapter in adapters.items()}
+        ranks = {_peft_path(module, part): adapter.rank for module, adapter in adapters.items()}
         texts[below + CONFIG] = format_config(ranks)
     return write_folder(place, parts, texts=texts, overwrite=output.overwrite, inputs=output.inputs)
 
 
-def _path(module: str) -> str:
-    return module.partition(".")[2]
+def _peft_path(module: str, lora: LoraFile) -> str:
+    key = format_key(module, "down", dialect="peft", architecture=lora.architecture)
+    return key.removeprefix(ROOT).removesuffix(".lora_A.weight")

@@ -7,25 +7,27 @@ import torch
 from torch import Tensor
 
 from lorakit.errors import NumericsError
-from lorakit.linalg.factored import fixed_signs as signed
-from lorakit.linalg.masks import gaussian as signs
+from lorakit.linalg.factored import fixed_signs, numerical_rank
+from lorakit.linalg.krylov import leading
 from lorakit.linalg.ranks import RankRule, choose_rank
 
-OVERSAMPLING = 16
-GAIN = 2e-3
-"""Another pass must lower the squared error by this share, or it is not worth its time."""
-MOST_PASSES = 24
+TOLERANCE = 3e-3
 SIZE_RANKS = 256
-_CANCELS = 1e-4
+_SMALL = 64
+_SHARE = 3
+_BLOCK = 2**20
+_CANCELS = 1e-3
+_FADING = 1e-3
 _TINY, _HUGE = 1e-12, 1e12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TruncatedSvd:
-    """The leading directions of a matrix: `u` [m, k], `s` [k] falling, `v` [n, k].
+    """The leading directions of a matrix: `u` [m, k], `s` [k] falling in fp64, `v` [n, k].
 
     `energy_total` is ‖matrix‖², `residual` the measured ‖matrix − u s vᵀ‖ / ‖matrix‖, `passes` how
-    often the matrix was multiplied, `note` what the reader should know.
+    often the matrix was multiplied, `note` what the reader should know. k is less than the rank
+    asked for where the matrix has no more.
     """
 
     u: Tensor
@@ -39,37 +41,55 @@ class TruncatedSvd:
 
 
 def truncated_svd(
-    delta: Tensor, *, rank: int, method: str = "auto", seed_name: str = ""
+    delta: Tensor,
+    *,
+    rank: int,
+    method: str = "auto",
+    seed_name: str = "",
+    tolerance: float = TOLERANCE,
 ) -> TruncatedSvd:
     """Return the `rank` leading directions of a matrix.
 
     Args:
-        delta: [m, n] in fp32.
+        delta: [m, n] in fp32 or fp64, any strides.
         rank: directions, capped by m and n.
-        method: "exact", "fast" (block subspace iteration), or "auto", which takes "exact" for
-            small matrices and for ranks that are a large share of it.
-        seed_name: names the random stream of the test matrix.
+        method: "exact", "fast" (block Golub-Kahan), or "auto": "exact" for small matrices and for
+            ranks over a third of the smaller side.
+        seed_name: names the random start of "fast".
+        tolerance: "fast" stops once its error is estimated this close to the optimal one, relative.
 
     Raises:
         NumericsError: a value is NaN or infinite.
-
-    Source: Halko, Martinsson and Tropp (2011), algorithm 4.4, stopped by the measured energy.
     """
-    low, high = (float(end) for end in torch.aminmax(delta))
-    size = max(abs(low), abs(high))
-    if not math.isfinite(size):
-        raise NumericsError("holds NaN or infinity; check the inputs for damage")
-    rank = min(rank, *delta.shape)
-    if size == 0.0:
-        return _zero(delta)
+    squares = torch.linalg.vector_norm(delta, dim=1).double()
+    size = float(squares.max()) if squares.numel() else 0.0
     if not _TINY < size < _HUGE:
-        found = truncated_svd(delta / size, rank=rank, method=method, seed_name=seed_name)
-        return replace(found, s=found.s * size, energy_total=found.energy_total * size * size)
-    width = rank + OVERSAMPLING
-    small = min(delta.shape) <= 2 * width
-    if method == "exact" or small:
-        return _exact(delta, rank)
-    return _fast(delta, rank, width, seed_name)
+        return _rescaled(delta, rank, method, seed_name, tolerance)
+    energy = float((squares**2).sum())
+    wide = delta if delta.shape[0] <= delta.shape[1] else delta.T
+    least = len(wide)
+    rank = min(rank, least)
+    fast = method == "fast" or (method == "auto" and least > max(_SMALL, _SHARE * rank))
+    if fast and rank:
+        found = leading(wide, rank, energy=energy, tolerance=tolerance, seed_name=seed_name)
+        near, s, far, passes, note = found.u, found.s, found.v, found.half_passes, ""
+    else:
+        near, s, far, note = _exact(wide, rank)
+        passes = 0
+    u, v = (near, far) if wide is delta else (far, near)
+    u, v = fixed_signs(u, v)
+    live = numerical_rank(s, (len(u), len(v)))
+    result = TruncatedSvd(
+        u=u[:, :live],
+        s=s[:live].to(delta.device),
+        v=v[:, :live],
+        energy_total=energy,
+        residual=0.0,
+        exact=not passes,
+        passes=passes,
+        note=note,
+    )
+    return _measured(delta, result)
 
 
 def svd_for_rule(
@@ -77,8 +97,8 @@ def svd_for_rule(
 ) -> TruncatedSvd:
     """Return as many leading directions as a rank rule needs to decide.
 
-    Rules on the spectrum grow the sketch until it decides them; a rule on Σσ needs the whole
-    spectrum. `rule.size` is decided over all layers, from at most 256 directions of each.
+    Rules on the spectrum double the directions until they decide; a rule on Σσ, and none at all,
+    need the whole spectrum. `rule.size` is decided over all layers, from at most 256 of each.
 
     Args:
         delta: [m, n] in fp32.
@@ -90,139 +110,99 @@ def svd_for_rule(
     Raises:
         NumericsError: a value is NaN or infinite.
     """
-    most = min(delta.shape)
-    cap = min(rule.cap(conv) or most, most)
-    if rule.whole:
-        return truncated_svd(delta, rank=cap, method=method, seed_name=seed_name)
+    least = min(delta.shape)
+    cap = min(rule.cap(conv) or least, least)
     if rule.size is not None:
         cap = min(cap, SIZE_RANKS)
-        return truncated_svd(delta, rank=cap, method=method, seed_name=seed_name)
     if rule.sv_sum is not None:
-        found = truncated_svd(delta, rank=most, method="exact", seed_name=seed_name)
-        return _first(found, choose_rank(found.s, rule, conv=conv))
-    rank = 32
+        return truncated_svd(delta, rank=least, method="exact", seed_name=seed_name)
+    if rule.whole or rule.size is not None or method == "exact":
+        return truncated_svd(delta, rank=cap, method=method, seed_name=seed_name)
+    rank = min(32, cap)
     while True:
-        rank = min(rank, cap)
         found = truncated_svd(delta, rank=rank, method=method, seed_name=seed_name)
         chosen = choose_rank(found.s, rule, conv=conv, energy_total=found.energy_total)
-        if chosen < len(found.s) or rank >= cap or len(found.s) < rank:
-            return _first(found, chosen)
-        rank *= 2
+        if chosen < len(found.s) or len(found.s) < rank or rank == cap:
+            return found
+        # Each further direction holds no more than the last one: fewer than this cannot do.
+        rank = min(max(2 * rank, _bound(found, rule)), cap)
 
 
-def _first(found: TruncatedSvd, rank: int) -> TruncatedSvd:
-    s = found.s[:rank]
-    rest = max(0.0, found.energy_total - float((s**2).sum()))
-    residual = math.sqrt(rest / found.energy_total) if found.energy_total else 0.0
-    return replace(
-        found, u=found.u[:, :rank], s=s, v=found.v[:, :rank], residual=max(residual, found.residual)
+def _bound(found: TruncatedSvd, rule: RankRule) -> int:
+    share = rule.energy if rule.error is None else 1 - rule.error**2
+    if share is None:
+        return 0
+    missing = share * found.energy_total - float((found.s**2).sum())
+    return len(found.s) + int(max(0.0, missing) / float(found.s[-1]) ** 2)
+
+
+def _rescaled(
+    delta: Tensor, rank: int, method: str, seed_name: str, tolerance: float
+) -> TruncatedSvd:
+    """Bring the entries near 1, so that no square over- or underflows; or tell zero, NaN, inf."""
+    size = float(delta.abs().max()) if delta.numel() else 0.0
+    if not math.isfinite(size):
+        raise NumericsError("holds NaN or infinity; check the inputs for damage")
+    if size == 0.0:
+        empty = torch.zeros(0, dtype=torch.float64, device=delta.device)
+        u, v = delta.new_zeros(delta.shape[0], 0), delta.new_zeros(delta.shape[1], 0)
+        return TruncatedSvd(u=u, s=empty, v=v, energy_total=0.0, residual=0.0, exact=True)
+    power = 2.0 ** math.frexp(size)[1]
+    found = truncated_svd(
+        delta.double().div(power).to(delta.dtype),
+        rank=rank,
+        method=method,
+        seed_name=seed_name,
+        tolerance=tolerance,
     )
+    return replace(found, s=found.s * power, energy_total=found.energy_total * power**2)
 
 
-def _zero(delta: Tensor) -> TruncatedSvd:
-    m, n = delta.shape
-    return TruncatedSvd(
-        u=delta.new_zeros(m, 0),
-        s=torch.zeros(0, dtype=torch.float64, device=delta.device),
-        v=delta.new_zeros(n, 0),
-        energy_total=0.0,
-        residual=0.0,
-        exact=True,
-    )
+def _exact(wide: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, str]:
+    """Take the eigenvectors of the Gram matrix [m, m] of wide [m, n] in fp64.
 
-
-def _exact(delta: Tensor, rank: int) -> TruncatedSvd:
-    """Take the eigenvectors of the smaller Gram matrix in float64.
-
-    fp32 values leave singular values below 1e-8 of the largest to rounding whichever way they are
-    computed, so that squaring the condition in float64 loses nothing.
+    The values are fp32, so what is below 6e-8 of the largest is rounding; the square root of eps
+    in fp64 is a quarter of that.
     """
-    wide = delta.shape[0] <= delta.shape[1]
-    side = delta.double() if wide else delta.double().T
     note = ""
     try:
-        values, vectors = torch.linalg.eigh(side @ side.T)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        left, values, _ = torch.linalg.svd(side.cpu(), full_matrices=False)
-        values, vectors = (values**2).flip(0).to(side.device), left.flip(1).to(side.device)
-        note = "the eigenvalues did not converge; decomposed by SVD on the CPU"
-    energy = float((side**2).sum())
-    values = values.flip(0)[:rank].clamp_min(0)
-    near = vectors.flip(1)[:, :rank]
-    s = values.sqrt()
-    alive = int((s > s[0] * 1e-8).sum())
-    near, s = near[:, :alive], s[:alive]
-    far = (side.T @ near) / s
-    u, v = (near, far) if wide else (far, near)
-    u, v = signed(u, v)
-    rest = max(0.0, energy - float((s**2).sum()))
-    return TruncatedSvd(
-        u=u.float(),
-        s=s,
-        v=v.float(),
-        energy_total=energy,
-        residual=math.sqrt(rest / energy),
-        exact=True,
-        note=note,
-    )
+        values, vectors = torch.linalg.eigh(_gram(wide))
+    except RuntimeError:
+        # LinAlgError is a RuntimeError; another algorithm, on the CPU, may still converge.
+        vectors, s, _ = torch.linalg.svd(wide.double().cpu(), full_matrices=False)
+        values, vectors = (s**2).flip(0).to(wide.device), vectors.flip(1).to(wide.device)
+        note = "eigenvalues did not converge; decomposed by SVD on the CPU"
+    u = vectors.flip(1)[:, :rank]
+    s = values.flip(0)[:rank].clamp(min=0).sqrt()
+    live = numerical_rank(s, (len(wide), wide.shape[1]))
+    u, s = u[:, :live], s[:live]
+    # In fp32 the small ones would not be orthogonal to the large ones.
+    faint = live and float(s[-1]) < _FADING * float(s[0])
+    v = (wide.double().T @ u) / s if faint else (wide.T @ u.to(wide)) / s.to(wide)
+    return u.to(wide), s, v.to(wide), note
 
 
-def _fast(delta: Tensor, rank: int, width: int, seed_name: str) -> TruncatedSvd:
-    """Multiply by the matrix and its transpose in turn until the captured energy stands still."""
-    rows = torch.linalg.vector_norm(delta, dim=1).double()
-    energy = float((rows**2).sum())
-    sides = (delta, delta.T)
-    basis = signs(f"sketch {seed_name}", (delta.shape[1], width)).to(delta.device)
-    block, captured, passes = delta @ basis, 0.0, 1
-    while True:
-        basis = _orthonormal(block)
-        block = sides[passes % 2] @ basis
-        passes += 1
-        values, vectors = _gram_eigh(block)
-        now = float(values[:rank].sum())
-        if now - captured <= GAIN * max(energy - now, _CANCELS * energy) or passes >= MOST_PASSES:
-            break
-        captured = now
-    s = values[:rank].clamp_min(0).sqrt()
-    alive = int((s > s[0] * 1e-7).sum()) if len(s) else 0
-    s, turn = s[:alive], vectors[:, :alive].float()
-    near, far = basis @ turn, (block @ turn) / s.float()
-    # After an even number of passes the last block is deltaᵀ @ basis: basis is the left side.
-    u, v = (near, far) if passes % 2 == 0 else (far, near)
-    u, v = signed(u, v)
-    rest = energy - float((s**2).sum())
+def _gram(wide: Tensor) -> Tensor:
+    rows, columns = wide.shape
+    total = torch.zeros(rows, rows, dtype=torch.float64, device=wide.device)
+    step = max(rows, _BLOCK // rows)
+    for start in range(0, columns, step):
+        part = wide[:, start : start + step].double()
+        total.addmm_(part, part.T)
+    return total
+
+
+def _measured(delta: Tensor, found: TruncatedSvd) -> TruncatedSvd:
+    """Fill in the residual: by energies, or entry by entry where those cancel."""
+    energy, captured = found.energy_total, float((found.s**2).sum())
+    rest = energy - captured
     if rest < _CANCELS * energy:
-        left = delta - (u * s.float()) @ v.T
-        rest = float((torch.linalg.vector_norm(left, dim=1).double() ** 2).sum())
-    note = "" if passes < MOST_PASSES else f"stopped after {passes} passes"
-    return TruncatedSvd(
-        u=u,
-        s=s,
-        v=v,
-        energy_total=energy,
-        residual=math.sqrt(rest / energy),
-        exact=False,
-        passes=passes,
-        note=note,
-    )
-
-
-def _orthonormal(block: Tensor) -> Tensor:
-    """Return an orthonormal basis of the columns: Cholesky QR with a float64 Gram matrix.
-
-    Where columns are dependent to fp32 the Householder QR does it.
-    """
-    wide = block.double()
-    lower, info = torch.linalg.cholesky_ex(wide.T @ wide)
-    diagonal = lower.diagonal()
-    if int(info) or float(diagonal.min()) < 1e-6 * float(diagonal.max()):
-        basis: Tensor = torch.linalg.qr(block)[0]
-        return basis
-    solved: Tensor = torch.linalg.solve_triangular(lower, wide.T, upper=False)
-    return solved.T.float()
-
-
-def _gram_eigh(block: Tensor) -> tuple[Tensor, Tensor]:
-    wide = block.double()
-    values, vectors = torch.linalg.eigh(wide.T @ wide)
-    return values.flip(0), vectors.flip(1)
+        scaled = found.u * found.s.to(found.u)
+        rest, step = 0.0, max(1, _BLOCK // delta.shape[1])
+        for start in range(0, delta.shape[0], step):
+            rows = slice(start, start + step)
+            left = torch.addmm(delta[rows], scaled[rows], found.v.T, alpha=-1.0)
+            norms = torch.linalg.vector_norm(left, dim=1).double()
+            rest += float((norms**2).sum())
+        energy = captured + rest
+    return replace(found, residual=math.sqrt(rest / energy), energy_total=energy)

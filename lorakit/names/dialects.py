@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lorakit.names.architectures import Architecture, flat_name
+from lorakit.names.architectures import Architecture, ModuleName, flat_name
 from lorakit.names.detection import detect
 from lorakit.names.loratable import OTHER_PATTERNS, ROLE_PATTERNS
 from lorakit.names.spelling import DENOISERS, TEXT_ENCODERS, Spelling, spelling_of
@@ -137,7 +137,7 @@ def format_key(module: str, role: str, *, dialect: str, architecture: Architectu
     if dialect == "diffusers":
         stem = module
     elif dialect == "peft":
-        stem = f"base_model.model.{name.path}"
+        stem = f"base_model.model.{_peft_path(name)}"
     elif dialect == "comfyui":
         clip = architecture.clips.get(name.component)
         prefix = "diffusion_model." if clip is None else f"text_encoders.{clip}.transformer."
@@ -146,6 +146,14 @@ def format_key(module: str, role: str, *, dialect: str, architecture: Architectu
         path = original if dialect == "kohya" and architecture.kohya_original else name.path
         stem = architecture.kohya_prefix(name.component) + path.replace(".", "_")
     return stem + suffix[role]
+
+
+def _peft_path(name: ModuleName) -> str:
+    """Return the path inside the model that PEFT wraps.
+
+    transformers 5 leaves `text_model.` out of CLIPTextModel and keeps it in the projecting one.
+    """
+    return name.path.removeprefix("text_model.") if name.component == "text_encoder" else name.path
 
 
 def _generic(module: str, dialect: str) -> str:
