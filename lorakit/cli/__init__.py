@@ -5,7 +5,7 @@ from types import TracebackType
 
 import click
 
-from lorakit.cli._guard import INTERRUPTED, Refused
+from lorakit.cli._guard import INTERRUPTED, Refused, WrongUsage
 from lorakit.cli.cut_blocks import cut_blocks
 from lorakit.cli.extract import extract
 from lorakit.cli.inspect import inspect
@@ -34,9 +34,9 @@ def main() -> None:
     sys.excepthook = _say_once
     try:
         sys.exit(lorakit.main(standalone_mode=False, prog_name="lorakit") or 0)
-    except Refused as refused:
+    except (Refused, WrongUsage) as refused:
         click.echo(f"lorakit: {refused.message}", err=True)
-        sys.exit(refused.status)
+        sys.exit(refused.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

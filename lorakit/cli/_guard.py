@@ -17,9 +17,13 @@ R = TypeVar("R")
 class Refused(click.ClickException):
     """A refusal or failure, already put in one sentence."""
 
-    def __init__(self, message: str, *, status: int) -> None:
-        super().__init__(message)
-        self.status = status
+    exit_code = FAILED
+
+
+class WrongUsage(click.ClickException):
+    """Arguments that cannot be read, already put in one sentence."""
+
+    exit_code = USAGE
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
@@ -32,8 +36,8 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except (LorakitError, OSError, MemoryError, RuntimeError) as error:
             if _verbosity(kwargs) > 1:
                 raise
-            status = USAGE if isinstance(error, SpecError) else FAILED
-            raise Refused(_sentence(error), status=status) from error
+            kind = WrongUsage if isinstance(error, SpecError) else Refused
+            raise kind(_sentence(error)) from error
 
     return run
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from lorakit.compute import Compute
 from lorakit.errors import AdapterError, UnmatchedError
 from lorakit.models import Addend, Applied, Model, Slot, open_model
-from lorakit.operations.stack import Part, Stack, architecture_of, flat, parts_of, total
+from lorakit.operations.stack import Part, Stack, architecture_of, flat, parts_of, total, unclaimed
 from lorakit.report import Report, Row, name_some
 from lorakit.tensorfile.source import TensorSource
 
@@ -53,7 +53,9 @@ def apply(
     _check_matched(model, unmatched, allow_unmatched, any_left=bool(rows))
     device = (compute or Compute()).device
     applied = Applied(base=base, addends=addends, metadata=dict(base.metadata), device=device)
-    return applied, Report(command="merge", rows=tuple(rows), unmatched=tuple(unmatched))
+    return applied, Report(
+        command="merge", rows=tuple(rows), unmatched=(*unmatched, *unclaimed(stack))
+    )
 
 
 def _addend(slot: Slot, parts: Sequence[Part]) -> Addend:

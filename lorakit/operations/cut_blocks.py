@@ -8,7 +8,7 @@ from lorakit.linalg.factored import norm
 from lorakit.lorafile import LoraFile
 from lorakit.names.elements import ElementRule
 from lorakit.operations.pieces import Piece
-from lorakit.operations.stack import sum_piece
+from lorakit.operations.stack import sum_piece, unclaimed
 from lorakit.operations.strength import block_weight
 from lorakit.progress import Progress, silent
 from lorakit.report import Report, Row
@@ -66,7 +66,10 @@ def cut_blocks(
         )
     cut = tuple(row.module for row in rows if not row.rank_after)
     return replace(lora, adapters=kept, sha256=""), Report(
-        command="cut-blocks", rows=tuple(rows), dropped=cut
+        command="cut-blocks",
+        rows=tuple(rows),
+        dropped=cut,
+        unmatched=unclaimed([(lora, 1.0)]),
     )
 
 

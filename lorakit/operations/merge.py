@@ -8,7 +8,7 @@ from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile, joint_dtype
 from lorakit.operations.outcome import from_pieces
 from lorakit.operations.pieces import Piece
-from lorakit.operations.stack import Stack, architecture_of, parts_of, sum_piece
+from lorakit.operations.stack import Stack, architecture_of, parts_of, sum_piece, unclaimed
 from lorakit.progress import Progress, silent
 from lorakit.report import Report
 
@@ -49,7 +49,7 @@ def merge(
         progress=progress,
         dropped=absent,
     )
-    return merged, report
+    return merged, replace(report, unmatched=unclaimed(stack))
 
 
 def merge_pieces(stack: Stack) -> tuple[list[Piece], tuple[str, ...]]:

@@ -1,11 +1,14 @@
 """resize: the best approximation of a LoRA at another rank."""
 
+from dataclasses import replace
+
 from lorakit.compute import Compute
 from lorakit.errors import SpecError
 from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile
 from lorakit.operations.merge import merge_pieces
 from lorakit.operations.outcome import from_pieces
+from lorakit.operations.stack import unclaimed
 from lorakit.progress import Progress, silent
 from lorakit.report import Report
 
@@ -38,7 +41,7 @@ def resize(
     if rule.exact:
         raise SpecError("resize needs a rank rule, found none; give --rank, --energy or --size.")
     pieces, _ = merge_pieces([(lora, 1.0)])
-    return from_pieces(
+    resized, report = from_pieces(
         pieces,
         command="resize",
         rule=rule,
@@ -46,3 +49,4 @@ def resize(
         compute=compute or Compute.of(),
         progress=progress,
     )
+    return resized, replace(report, unmatched=unclaimed([(lora, 1.0)]))

@@ -55,6 +55,12 @@ def flat(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
+def unclaimed(stack: Stack) -> tuple[str, ...]:
+    """Return the tensors that nobody knew and that were left out on request, with their files."""
+    files = {id(lora): lora for lora, _ in stack}
+    return tuple(f"{lora.name}: {key}" for lora in files.values() for key in lora.unclaimed)
+
+
 def architecture_of(stack: Stack) -> Architecture | None:
     """Return the architecture that the LoRAs share.
 

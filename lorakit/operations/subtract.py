@@ -9,7 +9,7 @@ from lorakit.operations.choice import Choice
 from lorakit.operations.merge import merge_pieces, model_of
 from lorakit.operations.outcome import from_pieces
 from lorakit.operations.pieces import Piece
-from lorakit.operations.stack import Stack
+from lorakit.operations.stack import Stack, unclaimed
 from lorakit.operations.strength import Strength
 from lorakit.progress import Progress, silent
 from lorakit.report import Report
@@ -69,7 +69,7 @@ def subtract(
     stack = difference(original, tuned)
     pieces, absent = subtract_pieces(original, tuned, choice)
     like = model_of(stack)
-    return from_pieces(
+    lora, report = from_pieces(
         pieces,
         command="extract",
         rule=RankRule() if rule is None else rule,
@@ -79,3 +79,4 @@ def subtract(
         progress=progress,
         dropped=absent,
     )
+    return lora, replace(report, unmatched=unclaimed(stack))
