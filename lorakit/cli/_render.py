@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lorakit.report import Report, Row
 
 SHOWN = 10
+WIDE = 240
 _GROUPS = {
     "norms": (".norm", "layer_norm", "ln_", ".in_layers.0", ".out_layers.0", "out.0."),
     "embeddings": ("embedding",),
@@ -28,10 +29,15 @@ def show_report(report: "Report", *, quiet: bool, verbose: int) -> None:
         _list("a LoRA cannot hold", [f"{n} ({s:.1%})" for n, s in _lost(report.lost).items()])
     if quiet:
         return
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = results()
     if verbose and report.rows:
         console.print(_rows_table(report.rows))
     console.print(_summary_table(report))
+
+
+def results() -> Console:
+    """Return the console for results: as wide as it takes where no terminal cuts it."""
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 def _list(what: str, names: Iterable[str]) -> None:

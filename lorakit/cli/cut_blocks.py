@@ -66,6 +66,7 @@ def cut_blocks(
     """
     from lorakit.operations.cut_blocks import cut_blocks as cut
     from lorakit.operations.cut_blocks import cut_pieces
+    from lorakit.operations.plan import plan_kept
 
     del list_only
     loaded = load_stack(
@@ -87,7 +88,8 @@ def cut_blocks(
             file, blocks=blocks, elements=rules, measure=not common.dry_run, progress=progress
         )
     if common.dry_run:
-        show(common, report)
+        plan = plan_kept(report, cut_lora, lora=file, compute=common.compute())
+        show(common, plan)
         return
     options = {**given, "elements": elements, "dtype": common.dtype}
     report = finish_lora(
@@ -116,8 +118,7 @@ def _blocks(
 
 
 def _list_blocks(*, paths: list[str], as_json: bool, verbose: int = 0) -> None:
-    from rich.console import Console
-
+    from lorakit.cli._render import results
     from lorakit.cli.inspect import blocks_table
     from lorakit.operations.inspect import inspect
 
@@ -128,4 +129,4 @@ def _list_blocks(*, paths: list[str], as_json: bool, verbose: int = 0) -> None:
     if as_json:
         click.echo(json.dumps(found.as_dict(), sort_keys=True))
         return
-    Console(highlight=False).print(blocks_table(found.blocks))
+    results().print(blocks_table(found.blocks))

@@ -1,16 +1,14 @@
 """lorakit inspect."""
 
 import json
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from lorakit.cli._guard import guarded
-from lorakit.cli._render import bytes_text, share_text
+from lorakit.cli._render import bytes_text, results, share_text
 
 if TYPE_CHECKING:
     from lorakit.operations.inspect import Block, Inspection
@@ -54,7 +52,7 @@ def inspect(
         bodies = [one.as_dict() for one in found]
         click.echo(json.dumps(bodies[0] if len(bodies) == 1 else bodies, sort_keys=True))
         return
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = results()
     for one in found:
         console.print(_facts(one))
         if blocks and one.blocks:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lorakit.compute import Compute
 from lorakit.linalg.ranks import RankRule
@@ -55,6 +56,20 @@ def plan_lora(
     )
 
 
+def plan_kept(report: Report, kept: LoraFile, *, lora: LoraFile, compute: Compute) -> Report:
+    """Return the size of a LoRA whose factors are written as they are, and the memory for it."""
+    return replace(
+        report,
+        plan=Plan(
+            layers=len(kept.adapters),
+            output_bytes=kept.nbytes + KEY_OVERHEAD * len(kept.adapters),
+            peak_bytes=PROCESS + lora.nbytes + 2 * kept.nbytes,
+            device=compute.device,
+            threads=compute.threads,
+        ),
+    )
+
+
 def plan_model(
     report: Report,
     applied: Applied,
@@ -67,10 +82,8 @@ def plan_model(
     specs = stored_specs(applied, dtype)
     header = len(format_header(specs, applied.metadata))
     held = sum(lora.nbytes for lora in {id(lora): lora for lora in inputs}.values())
-    return Report(
-        command=report.command,
-        rows=report.rows,
-        unmatched=report.unmatched,
+    return replace(
+        report,
         plan=Plan(
             layers=len(report.rows),
             output_bytes=header + sum(spec.nbytes for spec in specs.values()),

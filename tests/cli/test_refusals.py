@@ -55,7 +55,7 @@ def test_a_broken_file_is_named_and_nothing_is_written(tmp_path: Path, name: str
         assert "broken.safetensors" in words
         assert len(words.splitlines()) == 1
     assert "broken.safetensors" in refused("inspect", broken)
-    assert os.listdir(tmp_path) == ["broken.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.safetensors"]
 
 
 def lora(**changes: Tensor | None) -> dict[str, Tensor]:
@@ -169,7 +169,11 @@ def test_an_output_is_never_an_input_and_replaced_only_when_asked(
     link.symlink_to(mine)
     before = mine.read_bytes()
     for out in (mine, link):
-        for command in (["merge", mine], ["resize", mine, "--rank", 1], ["cut-blocks", mine, "--keep", "MID"]):  # fmt: skip
+        for command in (
+            ["merge", mine],
+            ["resize", mine, "--rank", 1],
+            ["cut-blocks", mine, "--keep", "MID"],
+        ):
             assert "input" in refused(*command, "-o", out, "--overwrite")
     assert mine.read_bytes() == before
     other = tmp_path / "other.safetensors"
@@ -247,6 +251,7 @@ def test_a_real_process_says_one_sentence_on_stderr(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("lorakit: ") and len(done.stderr.splitlines()) == 1
     assert "nowhere.safetensors" in done.stderr
-    loud = subprocess.run([*command, "-vv"], capture_output=True, text=True, cwd=tmp_path, env=environment)  # fmt: skip
+    command.append("-vv")
+    loud = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert loud.returncode == 1 and "Traceback" in loud.stderr
     assert list(tmp_path.iterdir()) == []

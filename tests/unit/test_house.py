@@ -93,7 +93,7 @@ def test_only_the_named_packages_are_imported() -> None:
     [
         "import lorakit",
         "import lorakit.cli",
-        "import sys; sys.argv = ['lorakit', '--help']; import lorakit.cli as c; c.lorakit.main(standalone_mode=False)",
+        "import lorakit.cli as c; c.lorakit.main(['--help'], standalone_mode=False)",
         "import lorakit.operations.inspect",
         "import lorakit.tensorfile.header",
     ],
