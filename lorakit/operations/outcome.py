@@ -1,10 +1,11 @@
 """The LoRA and the report that come out of cut pieces."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
 from lorakit.compute import Compute
-from lorakit.errors import UnmatchedError
+from lorakit.errors import SpecError, UnmatchedError
 from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile
 from lorakit.operations.pieces import Piece, truncate
@@ -12,6 +13,10 @@ from lorakit.progress import Progress
 from lorakit.report import Report
 
 ITEMSIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+RECIPE = 8192
+"""Bytes that the recipe and the hashes take in the header at the most."""
 
 
 def from_pieces(
@@ -30,10 +35,11 @@ def from_pieces(
 
     Raises:
         UnmatchedError: nothing is left.
+        SpecError: the size is less than the metadata takes.
     """
     adapters, rows = truncate(
         pieces,
-        rule=rule,
+        rule=_without_metadata(rule, like),
         compute=compute,
         alpha=alpha,
         itemsize=ITEMSIZE.get(like.dtype, 1),
@@ -48,3 +54,16 @@ def from_pieces(
     gone = tuple(row.module for row in rows if not row.rank_after)
     lora = replace(like, name=command, adapters=adapters, sha256="", unclaimed=())
     return lora, Report(command=command, rows=rows, dropped=(*dropped, *gone))
+
+
+def _without_metadata(rule: RankRule, like: LoraFile) -> RankRule:
+    """Take what the metadata needs out of a size for the whole file."""
+    if rule.size is None:
+        return rule
+    metadata = len(json.dumps(dict(like.metadata), ensure_ascii=True)) + RECIPE
+    if rule.size <= metadata:
+        raise SpecError(
+            f"--size {rule.size} is less than the metadata of {like.name} takes ({metadata} bytes);"
+            " give a larger size."
+        )
+    return replace(rule, size=rule.size - metadata)

@@ -1,10 +1,12 @@
 """merge --into against the float64 sum rounded once; all other bytes the same."""
 
+import json
 from pathlib import Path
 
 import pytest
 import synthetic
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import lorakit
@@ -145,3 +147,37 @@ def test_dtype_stores_the_whole_checkpoint_otherwise(
     assert torch.equal(after[positions], before[positions])
     expected = expected_sums("sd1", before, [(sd15_lora, 1.0)])
     assert all(is_rounded_once(after[key], exact) for key, exact in expected.items())
+
+
+def test_shards_and_pickles_are_models_too(sd15: Path, sd15_lora: Path, tmp_path: Path) -> None:
+    tensors = tensors_of(sd15)
+    expected = tmp_path / "expected.safetensors"
+    ran("merge", sd15_lora, "--into", sd15, "-o", expected, "--no-metadata")
+
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    names = {
+        key: f"model-0000{1 + place % 2}-of-00002.safetensors" for place, key in enumerate(tensors)
+    }
+    for name in set(names.values()):
+        save_file({k: t for k, t in tensors.items() if names[k] == name}, shards / name)
+    index = {"metadata": {"total_size": 0}, "weight_map": names}
+    (shards / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    ran("merge", sd15_lora, "--into", shards, "-o", tmp_path / "out", "--verify")
+    found = {
+        k: t
+        for file in (tmp_path / "out").glob("*.safetensors")
+        for k, t in tensors_of(file).items()
+    }
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in tensors_of(expected).items())
+
+    pickled = tmp_path / "model.ckpt"
+    torch.save({"state_dict": tensors, "global_step": 7}, pickled)
+    ran("merge", sd15_lora, "--into", pickled, "-o", tmp_path / "from-ckpt.safetensors", "--verify")
+    found = tensors_of(tmp_path / "from-ckpt.safetensors")
+    assert all(torch.equal(found[key], tensor) for key, tensor in tensors_of(expected).items())
+
+    out = tmp_path / "lora.safetensors"
+    report = ran("extract", shards, tmp_path / "out", "--rank", 4, "-o", out)
+    assert len(report["rows"]) >= len(dense(sd15_lora)) and out.exists()

@@ -1,13 +1,15 @@
 """resize against the best approximation in float64; kohya's off-by-ones are tests here."""
 
+import json
 from pathlib import Path
 
 import pytest
+import synthetic
 
 import lorakit
 from lorakit.linalg.ranks import RankRule
 from tests import reference
-from tests.helpers import FP16, FP32, dense, ran, worst_error
+from tests.helpers import FP16, FP32, dense, ran, refused, run, tensors_of, worst_error
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5])
@@ -66,6 +68,16 @@ def test_size_bounds_the_whole_file_and_spends_it_well(
     assert len(ranks) > 1, "the budget goes where the energy is"
 
 
+def test_size_counts_the_training_metadata_too(sd15_lora: Path, tmp_path: Path) -> None:
+    """Tag frequencies take hundreds of kilobytes in real files."""
+    tensors = tensors_of(sd15_lora)
+    wordy = synthetic.write_lora(tmp_path / "wordy.safetensors", tensors, {"ss_tags": "x" * 50_000})
+    out = tmp_path / "small.safetensors"
+    ran("resize", wordy, "--size", 120_000, "-o", out)
+    assert 80_000 < out.stat().st_size <= 120_000
+    assert "metadata" in refused("resize", wordy, "--size", 40_000, "-o", out, status=2)
+
+
 def test_the_file_holds_the_resized_lora(sdxl_lora: Path, tmp_path: Path) -> None:
     out = tmp_path / "r2.safetensors"
     ran("resize", sdxl_lora, "--rank", 2, "-o", out, "--verify")
@@ -74,10 +86,6 @@ def test_the_file_holds_the_resized_lora(sdxl_lora: Path, tmp_path: Path) -> Non
 
 
 def test_several_files_go_into_a_folder(sd15_lora: Path, sdxl_lora: Path, tmp_path: Path) -> None:
-    import json
-
-    from tests.helpers import run
-
     result = run("resize", sd15_lora, sdxl_lora, "--rank", 1, "-o", tmp_path / "all", "--json")
     assert result.exit_code == 0, result.output
     assert sorted(p.name for p in (tmp_path / "all").iterdir()) == sorted(
