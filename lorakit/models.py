@@ -199,7 +199,9 @@ def _stored_sum(value: Tensor, addend: Addend, stored: torch.dtype) -> Tensor:
     factors = addend.factors()
     flat = value.reshape(value.shape[0], math.prod(value.shape[1:]))
     device = value.device
-    total = rounded_sum(flat, factors.up.to(device), factors.down.to(device), stored)
+    # In place where the dtype stays: fresh pages cost as much as the sum.
+    out = flat if flat.dtype == stored and flat.is_contiguous() else None
+    total = rounded_sum(flat, factors.up.to(device), factors.down.to(device), stored, out=out)
     return total.reshape(value.shape)
 
 

@@ -9,7 +9,9 @@ _AROUND = 2.0**-22
 _INTEGERS = {1: torch.int8, 2: torch.int16}
 
 
-def rounded_sum(base: Tensor, up: Tensor, down: Tensor, dtype: torch.dtype) -> Tensor:
+def rounded_sum(
+    base: Tensor, up: Tensor, down: Tensor, dtype: torch.dtype, *, out: Tensor | None = None
+) -> Tensor:
     """Return base + up @ down, rounded once to `dtype` from its float64 value.
 
     The sum is made in float64, in blocks of rows that fit the cache. torch takes float64 to a
@@ -24,13 +26,14 @@ def rounded_sum(base: Tensor, up: Tensor, down: Tensor, dtype: torch.dtype) -> T
         up: [m, r] in fp32 or fp64.
         down: [r, n] in fp32 or fp64.
         dtype: what to round to.
+        out: where to put it, contiguous [m, n] of `dtype`; `base` itself will do.
 
     Cost: a product in float64, and seven passes over a block in the cache.
     """
     if base.device.type == "mps":
         # MPS has no fp64.
         return rounded_sum(base.cpu(), up.cpu(), down.cpu(), dtype).to(base.device)
-    result = torch.empty(base.shape, dtype=dtype, device=base.device)
+    result = torch.empty(base.shape, dtype=dtype, device=base.device) if out is None else out
     if not result.numel():
         return result
     size = _BLOCK if base.device.type == "cpu" else _BLOCK_ON_A_DEVICE
