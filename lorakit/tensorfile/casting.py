@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lorakit.errors import NumericsError
+from lorakit.linalg.rounding import to_odd
 from lorakit.tensorfile.dtypes import spec_of, torch_dtype
 from lorakit.tensorfile.plain import TensorSource, root_of
 
@@ -70,7 +71,7 @@ def _round(tensor: Tensor, dtype: str, key: str) -> Tensor:
             "store this tensor in its own dtype."
         )
     if tensor.dtype == torch.float64 and target != torch.float32:
-        tensor = _to_odd(tensor)
+        tensor = to_odd(tensor)
     if dtype not in _FP8_LIMITS:
         return tensor.to(target)
     value = tensor.float()
@@ -79,20 +80,6 @@ def _round(tensor: Tensor, dtype: str, key: str) -> Tensor:
         raise NumericsError(_explain(tensor, dtype, key))
     top = torch.finfo(target).max
     return value.clamp(-top, top).to(target)
-
-
-def _to_odd(tensor: Tensor) -> Tensor:
-    """Round float64 to float32 such that a second rounding, to fewer bits, is the right one.
-
-    What lies between two float32 goes to the one with an odd last bit: never taken for a tie.
-    Source: Boldo and Melquiond, Emulation of FMA and correctly rounded sums (2008).
-    """
-    near = tensor.float()
-    back = near.double()
-    inexact = (back != tensor) & ~tensor.isnan()
-    outward = inexact & (back.abs() > tensor.abs())
-    bits = near.view(torch.int32)
-    return ((bits - outward.int()) | inexact.int()).view(torch.float32)
 
 
 def _largest(value: Tensor) -> float:
