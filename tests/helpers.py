@@ -1,4 +1,7 @@
-"""Small steps that many tests take."""
+"""Small steps that many tests take.
+
+Bytes of files are compared as `assert bool(a == b)`: pytest would take minutes to show a difference.
+"""
 
 import json
 from collections.abc import Mapping
