@@ -1,6 +1,7 @@
 """Small steps that many tests take.
 
-Bytes of files are compared as `assert bool(a == b)`: pytest would take minutes to show a difference.
+Bytes of files are compared as `assert bool(a == b)`: pytest would take minutes to show where
+they differ.
 """
 
 import json
