@@ -289,7 +289,9 @@ def spelled(module: Module, architecture: str, dialect: str) -> str:
     if dialect == "diffusers":
         return f"{component}.{path}"
     if dialect == "peft":
-        return f"base_model.model.{path}"
+        # transformers 5 leaves text_model. out of CLIPTextModel, not out of the projecting one.
+        bare = path.removeprefix("text_model.") if component == "text_encoder" else path
+        return f"base_model.model.{bare}"
     if dialect == "comfyui":
         if component == "unet":
             return f"diffusion_model.{module.original}"
