@@ -26,41 +26,41 @@ def exact_change(architecture: str, original: Path, tuned: Path) -> dict[str, Te
 
 
 @pytest.fixture(scope="module")
-def sdxl_change(sdxl: Path, sdxl_tuned: Path) -> dict[str, Tensor]:
-    return exact_change("sdxl", sdxl, sdxl_tuned)
+def sd15_change(sd15: Path, sd15_tuned: Path) -> dict[str, Tensor]:
+    return exact_change("sd1", sd15, sd15_tuned)
 
 
 @pytest.mark.parametrize("svd", ["exact", "fast", "auto"])
 @pytest.mark.parametrize("rank", [2, 6])
 def test_the_error_is_within_one_per_cent_of_the_best(
-    sdxl: Path, sdxl_tuned: Path, sdxl_change: dict[str, Tensor], rank: int, svd: str
+    sd15: Path, sd15_tuned: Path, sd15_change: dict[str, Tensor], rank: int, svd: str
 ) -> None:
     """kohya's clamp at the 0.99 quantile makes it 18.6 % worse on SD 1.5."""
     lora, report = lorakit.extract(
-        lorakit.open_source(sdxl),
-        lorakit.open_source(sdxl_tuned),
+        lorakit.open_source(sd15),
+        lorakit.open_source(sd15_tuned),
         rule=RankRule(rank=rank),
         choice=Choice(svd=svd),
     )
     found = dense(lora)
-    assert found.keys() == sdxl_change.keys()
-    best = {module: reference.best_rank(delta, rank) for module, delta in sdxl_change.items()}
-    assert total_error(found, sdxl_change) <= 1.01 * total_error(best, sdxl_change)
+    assert found.keys() == sd15_change.keys()
+    best = {module: reference.best_rank(delta, rank) for module, delta in sd15_change.items()}
+    assert total_error(found, sd15_change) <= 1.01 * total_error(best, sd15_change)
     for row in report.rows:
         if row.rank_after:
-            error = reference.relative_error(found[row.module], sdxl_change[row.module])
+            error = reference.relative_error(found[row.module], sd15_change[row.module])
             assert row.error == pytest.approx(error, rel=1e-2, abs=1e-4)
 
 
 def test_full_rank_extraction_is_the_change_itself(
-    sdxl: Path, sdxl_tuned: Path, sdxl_change: dict[str, Tensor], tmp_path: Path
+    sd15: Path, sd15_tuned: Path, sd15_change: dict[str, Tensor], tmp_path: Path
 ) -> None:
     out = tmp_path / "all.safetensors"
     ran(
-        "extract", sdxl, sdxl_tuned, "--rank", 4096, "--conv-rank", 4096,
+        "extract", sd15, sd15_tuned, "--rank", 4096, "--conv-rank", 4096,
         "-o", out, "--dtype", "fp32", "--verify",
     )  # fmt: skip
-    assert worst_error(dense(out), sdxl_change) < 1e-4
+    assert worst_error(dense(out), sd15_change) < 1e-4
 
 
 def test_baking_the_extraction_gives_the_tuned_model_back(
@@ -104,10 +104,10 @@ def test_a_folder_against_a_single_file_is_the_same_difference(
 
 
 def test_rank_alone_takes_no_3x3_convolutions_and_says_what_is_lost(
-    sdxl: Path, sdxl_tuned: Path, tmp_path: Path
+    sd15: Path, sd15_tuned: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "lora.safetensors"
-    report = ran("extract", sdxl, sdxl_tuned, "--rank", 4, "-o", out)
+    report = ran("extract", sd15, sd15_tuned, "--rank", 4, "-o", out)
     shapes = {len(t.shape) for k, t in tensors_of(out).items() if "lora_down" in k}
     wide = [k for k, t in tensors_of(out).items() if t.ndim == 4 and t.shape[2] > 1]
     assert not wide and shapes <= {2, 4}
@@ -115,7 +115,7 @@ def test_rank_alone_takes_no_3x3_convolutions_and_says_what_is_lost(
     assert any("in_layers.2" in key for key in lost)
     held = sum((row["norm"] or 0) ** 2 for row in report["rows"])
     total = held / (1 - sum(lost.values()))
-    after, before = tensors_of(sdxl_tuned), tensors_of(sdxl)
+    after, before = tensors_of(sd15_tuned), tensors_of(sd15)
     conv = sum(float((after[key].double() - before[key].double()).norm()) ** 2 for key in lost)
     assert conv == pytest.approx(total - held, rel=1e-3)
 
@@ -129,24 +129,24 @@ def test_norms_and_biases_that_changed_are_listed(make_checkpoint, tmp_path: Pat
 
 
 def test_only_exclude_and_min_change_choose_layers(
-    sdxl: Path, sdxl_tuned: Path, tmp_path: Path
+    sd15: Path, sd15_tuned: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "some.safetensors"
     chosen = ("--only", "^OUT0[0-2]$", "--exclude", "attn2")
-    ran("extract", sdxl, sdxl_tuned, "--rank", 2, *chosen, "-o", out)
+    ran("extract", sd15, sd15_tuned, "--rank", 2, *chosen, "-o", out)
     assert all("up_blocks.0" in module and "attn2" not in module for module in dense(out))
     words = refused(
-        "extract", sdxl, sdxl_tuned, "--min-change", "10", "-o", tmp_path / "x.safetensors"
+        "extract", sd15, sd15_tuned, "--min-change", "10", "-o", tmp_path / "x.safetensors"
     )
     assert "Nothing is left" in words
 
 
 def test_alpha_changes_the_stored_alpha_and_not_the_change(
-    sdxl: Path, sdxl_tuned: Path, tmp_path: Path
+    sd15: Path, sd15_tuned: Path, tmp_path: Path
 ) -> None:
     outs = [tmp_path / name for name in ("plain.safetensors", "alpha.safetensors")]
-    ran("extract", sdxl, sdxl_tuned, "--rank", 4, "--only", "BASE", "-o", outs[0])
-    ran("extract", sdxl, sdxl_tuned, "--rank", 4, "--only", "BASE", "--alpha", 1, "-o", outs[1])
+    ran("extract", sd15, sd15_tuned, "--rank", 4, "--only", "BASE", "-o", outs[0])
+    ran("extract", sd15, sd15_tuned, "--rank", 4, "--only", "BASE", "--alpha", 1, "-o", outs[1])
     assert worst_error(dense(outs[1]), dense(outs[0])) < FP16
     assert {float(t) for k, t in tensors_of(outs[1]).items() if k.endswith("alpha")} == {1.0}
 
@@ -164,13 +164,13 @@ def test_lora_minus_lora_is_exact_whatever_the_ranks(
     assert worst_error(dense(out), exact) < FP16
 
 
-def test_two_expressions_on_one_base_need_no_base(sdxl: Path, make_lora, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    before, after = make_lora("sdxl", rank=4, seed=1), make_lora("sdxl", rank=4, seed=2)
+def test_two_expressions_on_one_base_need_no_base(sd15: Path, make_lora, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    before, after = make_lora("sd1", rank=4, seed=1), make_lora("sd1", rank=4, seed=2)
     out = tmp_path / "change.safetensors"
-    ran("extract", f"{sdxl}+{before}:0.9", f"{sdxl}+{after}", "-o", out)
+    ran("extract", f"{sd15}+{before}:0.9", f"{sd15}+{after}", "-o", out)
     exact = weighted([(dense(after), 1.0), (dense(before), -0.9)])
     assert worst_error(dense(out), exact) < FP16
-    ran("extract", sdxl, f"{sdxl}+{after}:0.5", "-o", out, "--overwrite")
+    ran("extract", sd15, f"{sd15}+{after}:0.5", "-o", out, "--overwrite")
     assert worst_error(dense(out), {m: 0.5 * d for m, d in dense(after).items()}) < FP16
 
 
@@ -204,12 +204,12 @@ def test_a_model_on_paper_against_another_model(
 
 
 def test_peft_and_diffusers_names_hold_the_same_change(
-    sdxl: Path, sdxl_tuned: Path, tmp_path: Path
+    sd15: Path, sd15_tuned: Path, tmp_path: Path
 ) -> None:
     outs = {to: tmp_path / f"{to}.safetensors" for to in ("kohya", "diffusers", "comfyui")}
     outs["peft"] = tmp_path / "peft"
     for to, out in outs.items():
-        ran("extract", sdxl, sdxl_tuned, "--rank", 2, "--only", "BASE|OUT00", "--to", to, "-o", out)
+        ran("extract", sd15, sd15_tuned, "--rank", 2, "--only", "BASE|OUT00", "--to", to, "-o", out)
     expected = dense(outs["kohya"])
     for out in outs.values():
         assert worst_error(dense(out), expected) < 1e-6

@@ -26,8 +26,8 @@ from tests.helpers import (
 @pytest.fixture(scope="module")
 def pair(make_lora) -> tuple[Path, Path]:  # type: ignore[no-untyped-def]
     """Ranks 8 and 4, alphas 4 and 1, different dialects, one with convolutions and without TE."""
-    style = make_lora("sdxl", rank=8, alpha=4, seed=1, conv=True, te=False)
-    other = make_lora("sdxl", rank=4, alpha=1, seed=2, dialect="diffusers")
+    style = make_lora("sd1", rank=8, alpha=4, seed=1, conv=True, te=False)
+    other = make_lora("sd1", rank=4, alpha=1, seed=2, dialect="diffusers")
     return style, other
 
 
@@ -54,14 +54,14 @@ def test_the_sum_survives_the_way_to_disk_in_fp16(pair: tuple[Path, Path], tmp_p
 
 @pytest.mark.parametrize("strength", [0.5, 1.0, -1.0])
 def test_a_single_lora_is_itself_times_its_strength(
-    sdxl_lora: Path, tmp_path: Path, strength: float
+    sd15_lora: Path, tmp_path: Path, strength: float
 ) -> None:
     """kohya's plain merge squares the strength: 0.5 gives 0.25; its lbw loses the sign."""
     out = tmp_path / "one.safetensors"
-    ran("merge", f"{sdxl_lora}:{strength}", "-o", out)
-    exact = {module: strength * delta for module, delta in dense(sdxl_lora).items()}
+    ran("merge", f"{sd15_lora}:{strength}", "-o", out)
+    exact = {module: strength * delta for module, delta in dense(sd15_lora).items()}
     assert worst_error(dense(out), exact) < FP16
-    assert tensors_of(out).keys() == tensors_of(sdxl_lora).keys()
+    assert tensors_of(out).keys() == tensors_of(sd15_lora).keys()
 
 
 def test_two_loras_at_full_strength_are_not_halved(pair: tuple[Path, Path]) -> None:
@@ -105,11 +105,11 @@ def test_a_rank_keeps_the_best_approximation_of_the_sum(pair: tuple[Path, Path],
         assert row.norm == pytest.approx(float(whole.norm()), rel=1e-5)
 
 
-def test_te_unet_and_blocks_have_their_own_strengths(sdxl_lora: Path, tmp_path: Path) -> None:
+def test_te_unet_and_blocks_have_their_own_strengths(sd15_lora: Path, tmp_path: Path) -> None:
     out = tmp_path / "apart.safetensors"
-    ran("merge", f"{sdxl_lora}:te=0.5:unet=-2:lbw=OUTALL", "-o", out)
+    ran("merge", f"{sd15_lora}:te=0.5:unet=-2:lbw=OUTALL", "-o", out)
     exact = {}
-    for module, delta in dense(sdxl_lora).items():
+    for module, delta in dense(sd15_lora).items():
         if module.startswith("text_encoder"):
             exact[module] = 0.5 * delta
         elif module.startswith("unet.up_blocks"):
@@ -118,11 +118,11 @@ def test_te_unet_and_blocks_have_their_own_strengths(sdxl_lora: Path, tmp_path: 
 
 
 def test_a_pasted_tag_and_a_prompt_mean_what_the_arguments_mean(
-    sdxl_lora: Path, tmp_path: Path
+    sd15_lora: Path, tmp_path: Path
 ) -> None:
-    folder, stem = sdxl_lora.parent, sdxl_lora.stem
+    folder, stem = sd15_lora.parent, sd15_lora.stem
     outs = [tmp_path / f"{name}.safetensors" for name in "abc"]
-    ran("merge", f"{sdxl_lora}:0.8:lbw=INALL", "-o", outs[0], "--no-metadata")
+    ran("merge", f"{sd15_lora}:0.8:lbw=INALL", "-o", outs[0], "--no-metadata")
     tag = f"<lora:{stem}:0.8:lbw=INALL>"
     ran("merge", tag, "--lora-dir", folder, "-o", outs[1], "--no-metadata")
     ran(
@@ -132,9 +132,9 @@ def test_a_pasted_tag_and_a_prompt_mean_what_the_arguments_mean(
     assert bool(outs[0].read_bytes() == outs[1].read_bytes() == outs[2].read_bytes())
 
 
-def test_what_cancels_is_refused_and_not_written_as_noise(sdxl_lora: Path, tmp_path: Path) -> None:
+def test_what_cancels_is_refused_and_not_written_as_noise(sd15_lora: Path, tmp_path: Path) -> None:
     out = tmp_path / "nothing.safetensors"
-    result = run("merge", f"{sdxl_lora}:1", f"{sdxl_lora}:-1", "-o", out)
+    result = run("merge", f"{sd15_lora}:1", f"{sd15_lora}:-1", "-o", out)
     assert result.exit_code == 1
     assert "Nothing is left" in result.output or "Nothing is left" in str(result.exception)
     assert not out.exists()
