@@ -1,13 +1,15 @@
 """What an architecture is: its modules under both of their names, and its blocks."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 from lorakit.names.spelling import DENOISERS, TEXT_ENCODERS, spelling_of
 
 Part = tuple[int, int, int]
 """(start, stop, of): rows [n · start // of, n · stop // of] of a tensor with n rows."""
+Alias = tuple[str, Part | None]
+"""Another path that a file may give a module, and the rows of it there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,14 +21,20 @@ class ModuleName:
         original: the path in the single file, without the component's prefix.
         part: the rows of a tensor that holds several modules.
         transpose: whether the single file holds the transposed weight.
+        swap: whether the single file holds the two halves of the output the other way round.
+        norm: whether it is a norm: its weight is a vector, and no LoRA changes it.
         parameter: what the tensor's key adds to `original`.
+        also: other paths, those of a third layout or of one trainer's LoRAs.
     """
 
     module: str
     original: str
     part: Part | None = None
     transpose: bool = False
+    swap: bool = False
+    norm: bool = False
     parameter: str = ".weight"
+    also: tuple[Alias, ...] = ()
 
     @property
     def component(self) -> str:
@@ -41,11 +49,12 @@ class ModuleName:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A module's place in a checkpoint: a key, perhaps some of its rows, perhaps transposed."""
+    """A module's place in a checkpoint: a key, perhaps some of its rows, perhaps turned."""
 
     key: str
     part: Part | None = None
     transpose: bool = False
+    swap: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,17 +64,24 @@ class Architecture:
     Args:
         id: `sd1`, `sd2`, `sdxl`.
         title: for people.
+        family: models of one family take each other's LoRAs; the id where it is empty.
         base_model_version: kohya's `ss_base_model_version`.
         modelspec: modelspec's architecture.
         marks: what else the metadata may call it, in lower case.
         build: makes the table of modules.
+        roots: how the paths of its denoiser begin, in every layout; a model without any of them is
+            another, so that most tables are never made.
         dimensions: last word of a path -> dimensions of such weights, where that tells the
-            architecture from its likes; widths never do.
+            architecture from its likes.
+        widths: last word of a path -> inputs of such weights, for likes that only widths tell
+            apart; it never rules out.
         kohya_original: whether kohya names the denoiser's modules as the single file does.
         clips: text encoder -> ComfyUI's name of it.
+        kohya_text: text encoder -> kohya's prefix, where it is not the usual one.
         places: prefix of the text encoders' keys in the single file -> component.
         blocks: block ids in the web UI's order, BASE first.
-        block: canonical name of a denoiser's module -> block id.
+        block: canonical name of a denoiser's module, fused or not -> block id.
+        text_blocks: text encoder -> block id, where it is not BASE.
         attention: the ids, without BASE, that hold attention: those of a short weight vector.
         presets: name -> the ids that are 1; those that hold for every architecture are not here.
     """
@@ -76,14 +92,19 @@ class Architecture:
     modelspec: str
     marks: tuple[str, ...] = ()
     build: Callable[[], tuple[ModuleName, ...]]
-    dimensions: Mapping[str, int]
+    roots: tuple[str, ...]
+    dimensions: Mapping[str, int] = field(default_factory=dict)
+    widths: Mapping[str, int] = field(default_factory=dict)
     kohya_original: bool
     clips: Mapping[str, str]
+    kohya_text: Mapping[str, str] = field(default_factory=dict)
     places: Mapping[str, str]
     blocks: tuple[str, ...]
     block: Callable[[str], str]
-    attention: tuple[str, ...]
-    presets: Mapping[str, tuple[str, ...]]
+    text_blocks: Mapping[str, str] = field(default_factory=dict)
+    attention: tuple[str, ...] = ()
+    presets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    family: str = ""
 
     @property
     def modules(self) -> Mapping[str, ModuleName]:

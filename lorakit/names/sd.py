@@ -4,7 +4,7 @@ from functools import cache, partial
 
 from lorakit.names.architectures import Architecture, ModuleName
 from lorakit.names.clip import clip, open_clip
-from lorakit.names.unet import unet, unet_block, unet_blocks
+from lorakit.names.unet import ROOTS, unet, unet_block, unet_blocks
 
 _LEVELS = 4
 _ATTENTION = (
@@ -44,6 +44,7 @@ SD1 = Architecture(
     modelspec="stable-diffusion-v1",
     marks=("sd_1.5", "sd1.5"),
     build=_sd1,
+    roots=ROOTS,
     dimensions={"proj_in": 4, "proj_out": 4},
     kohya_original=False,
     clips={"text_encoder": "clip_l"},
@@ -60,6 +61,7 @@ SD2 = Architecture(
     modelspec="stable-diffusion-v2-512",
     marks=("stable-diffusion-v2",),
     build=_sd2,
+    roots=ROOTS,
     dimensions={"proj_in": 2, "proj_out": 2},
     kohya_original=False,
     clips={"text_encoder": "clip_h"},

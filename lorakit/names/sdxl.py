@@ -4,7 +4,7 @@ from functools import cache, partial
 
 from lorakit.names.architectures import Architecture, ModuleName
 from lorakit.names.clip import clip, open_clip
-from lorakit.names.unet import unet, unet_block, unet_blocks
+from lorakit.names.unet import ROOTS, unet, unet_block, unet_blocks
 
 _LEVELS = 3
 _REFINER_LEVELS = 4
@@ -47,6 +47,7 @@ SDXL = Architecture(
     modelspec="stable-diffusion-xl-v1-base",
     marks=("sdxl_base", "sdxl_1"),
     build=_sdxl,
+    roots=ROOTS,
     dimensions={"proj_in": 2, "proj_out": 2},
     kohya_original=True,
     clips={"text_encoder": "clip_l", "text_encoder_2": "clip_g"},
@@ -66,6 +67,7 @@ REFINER = Architecture(
     modelspec="stable-diffusion-xl-v1-refiner",
     marks=("sdxl_refiner",),
     build=_refiner,
+    roots=ROOTS,
     dimensions={"proj_in": 2, "proj_out": 2},
     kohya_original=True,
     clips={"text_encoder_2": "clip_g"},

@@ -26,6 +26,11 @@ _LABEL = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "
 _RESNETS = 2
 """Resnets of a down level; an up level has one more."""
 _STEP = _RESNETS + 1
+ROOTS = (
+    *("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out."),
+    *("down_blocks", "mid_block", "up_blocks", "time_embedding", "add_embedding", "conv_in"),
+)
+"""How the paths of a UNet begin, in both layouts."""
 _LEVEL = re.compile(
     r"unet\.(?P<side>down|up)_blocks\.(?P<level>\d+)\."
     r"(?:(?:down|up)samplers\.0|(?:attentions|resnets)\.(?P<index>\d+))\."
