@@ -1,12 +1,15 @@
 """Sums that round to a stored dtype as the exact sum does."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 _BLOCK = 2**18
 _BLOCK_ON_A_DEVICE = 2**24
-_AROUND = 2.0**-22
-_INTEGERS = {1: torch.int8, 2: torch.int16}
+_BELOW = 2**29 - 1
+"""The bits of a float64 that float32 has no room for."""
+_EXPONENT = 0x7F800000
 
 
 def rounded_sum(
@@ -15,11 +18,9 @@ def rounded_sum(
     """Return base + up @ down, rounded once to `dtype` from its float64 value.
 
     The sum is made in float64, in blocks of rows that fit the cache. torch takes float64 to a
-    narrow dtype by way of float32, two roundings, which is wrong only where float32 falls on a tie
-    of `dtype` or beside one. Rounding is monotone: where s (1 - 2^-22) and s (1 + 2^-22), s in
-    float32, round to one number, the float64 value between them does too. The few others, one in
-    two thousand, go through `to_odd`. A bound on a product in fp32 would leave a twentieth of the
-    elements of an fp16 weight in doubt: slower than float64 for all.
+    narrow dtype by way of float32, two roundings; so the first is to odd, after which the second
+    is the right one. A product in fp32 with a bound on its error would be faster, but would leave
+    a twentieth of the elements of an fp16 weight in doubt: slower than float64 for all.
 
     Args:
         base: [m, n], any float dtype, any strides.
@@ -28,7 +29,7 @@ def rounded_sum(
         dtype: what to round to.
         out: where to put it, contiguous [m, n] of `dtype`; `base` itself will do.
 
-    Cost: a product in float64, and seven passes over a block in the cache.
+    Cost: a product in float64, and eight passes over a block in the cache.
     """
     if base.device.type == "mps":
         # MPS has no fp64.
@@ -37,33 +38,60 @@ def rounded_sum(
     if not result.numel():
         return result
     size = _BLOCK if base.device.type == "cpu" else _BLOCK_ON_A_DEVICE
-    step = max(1, size // base.shape[1])
-    right = down.double()
+    step = min(len(base), max(1, size // base.shape[1]))
+    left, right = up.double(), down.double()
+    scratch = _Scratch.of(step, base.shape[1], base.device)
     for start in range(0, len(base), step):
         rows = slice(start, start + step)
-        block = base[rows].to(torch.float64, copy=True, memory_format=torch.contiguous_format)
-        exact = block.addmm_(up[rows].double(), right)
+        exact = scratch.widened(base[rows]).addmm_(left[rows], right)
         if dtype.itemsize > 2:
             result[rows] = exact
         else:
-            _round_into(result[rows], exact)
+            result[rows] = scratch.odd(exact, subnormals=dtype == torch.bfloat16)
     return result
 
 
-def _round_into(result: Tensor, exact: Tensor) -> None:
-    near = exact.float()
-    result.copy_(near * (1 + _AROUND))
-    # NaN equals NaN here, and 0 differs from -0: bits are compared, several elements at a time.
-    inner = near.mul_(1 - _AROUND).to(result.dtype)
-    kind = _INTEGERS[result.dtype.itemsize]
-    differing = (result.view(kind) ^ inner.view(kind)).view(-1)
-    lanes = 8 // kind.itemsize
-    even = len(differing) // lanes * lanes
-    groups = differing[:even].view(torch.int64).nonzero() * lanes
-    groups = groups + torch.arange(lanes, device=groups.device)
-    tail = torch.arange(even, len(differing), device=groups.device)
-    places = torch.cat([groups.flatten(), tail])
-    result.view(-1)[places] = to_odd(exact.view(-1)[places]).to(result.dtype)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Scratch:
+    """Room for a block in float64, float32 and integers: fresh pages would cost as much again."""
+
+    wide: Tensor
+    near: Tensor
+    bits: Tensor
+
+    @classmethod
+    def of(cls, rows: int, columns: int, device: torch.device) -> "_Scratch":
+        """Make room for [rows, columns]."""
+        wide, near, bits = (
+            torch.empty(rows, columns, dtype=dtype, device=device)
+            for dtype in (torch.float64, torch.float32, torch.int64)
+        )
+        return cls(wide=wide, near=near, bits=bits)
+
+    def widened(self, block: Tensor) -> Tensor:
+        """Return a block in float64; by way of float32, for torch goes element by element else."""
+        rows = len(block)
+        narrow = block if block.dtype.itemsize > 2 else self.near[:rows].copy_(block)
+        return self.wide[:rows].copy_(narrow)
+
+    def odd(self, exact: Tensor, *, subnormals: bool) -> Tensor:
+        """Return a block in float32, rounded to odd; `exact` is overwritten.
+
+        The bits that float32 has no room for carry into its last bit unless all of them are 0.
+
+        Args:
+            exact: [rows, columns] in float64.
+            subnormals: whether those of float32 matter; fp16 has nothing near them.
+        """
+        rows = len(exact)
+        bits, spare = exact.view(torch.int64), self.bits[:rows]
+        torch.bitwise_and(bits, _BELOW, out=spare)
+        bits |= spare.add_(_BELOW)
+        bits &= ~_BELOW
+        near = self.near[:rows].copy_(exact)
+        if subnormals and int((near.view(torch.int32) & _EXPONENT).min()) == 0:
+            return to_odd(exact)
+        return near
 
 
 def to_odd(values: Tensor) -> Tensor:
