@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lorakit.cli._guard import guarded
+from lorakit.cli._pages import keep_pages
 from lorakit.errors import SpecError
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ def writing_options(command: Callable[..., None]) -> Callable[..., None]:
     def run(**kwargs: Any) -> None:
         chosen = {name: kwargs.pop(name) for name in _COMMON}
         chosen["dtype"] = DTYPES[chosen["dtype"]]
+        keep_pages()
         command(common=Common(**chosen), **kwargs)
 
     return _decorated(guarded(run), _WRITING)
