@@ -1,10 +1,10 @@
 """What an architecture is: its modules under both of their names, and its blocks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
-from lorakit.names.spelling import DENOISERS, TEXT_ENCODERS, spelling_of
+from lorakit.names.spelling import DENOISERS, TEXT_ENCODERS, Spelling, spelling_of
 
 Part = tuple[int, int, int]
 """(start, stop, of): rows [n · start // of, n · stop // of] of a tensor with n rows."""
@@ -107,14 +107,29 @@ class Architecture:
     family: str = ""
 
     @property
+    def kin(self) -> str:
+        """What the models that take each other's LoRAs have in common."""
+        return self.family or self.id
+
+    @property
     def modules(self) -> Mapping[str, ModuleName]:
-        """The modules by canonical name."""
-        return _by_module(self.build)
+        """The modules by canonical name, in the finest pieces: q, k and v apart."""
+        return _tables(self.build).modules
+
+    @property
+    def fused(self) -> Mapping[str, tuple[tuple[str, Part], ...]]:
+        """Canonical name of a fused module -> the modules in it, each with its rows."""
+        return _tables(self.build).fused
+
+    @property
+    def fused_at(self) -> Mapping[tuple[str, str], str]:
+        """(component, path) -> canonical name of the fused module that is there."""
+        return _tables(self.build).fused_at
 
     @property
     def flat(self) -> Mapping[tuple[str, str], str]:
-        """(component, flat name) -> canonical name, under the names of both layouts."""
-        return _by_flat_name(self.build)
+        """(component, flat name) -> canonical name, under the names of all layouts."""
+        return _tables(self.build).flat
 
     @property
     def denoiser(self) -> str:
@@ -126,40 +141,85 @@ class Architecture:
         """The levels of a UNet, three blocks each way."""
         return (len(self.blocks) - 2) // 6
 
-    def component(self, spelled: str) -> str:
-        """Return this architecture's name of a component that a file may name otherwise.
+    def original_fused(self, module: str) -> bool:
+        """Tell whether the single file holds a fused module under this very name."""
+        members = self.fused.get(module)
+        if members is None:
+            return False
+        return self.modules[members[0][0]].original == module.partition(".")[2]
 
-        kohya writes `lora_unet_` for a transformer too, and `lora_te_` for the only text encoder.
+    def component(self, at: Spelling) -> str:
+        """Return this architecture's name of the component that a file's prefix spells.
+
+        kohya writes `lora_unet_` for a transformer too, `lora_te_` for the only text encoder, and
+        `lora_te3_` for a T5 that diffusers calls the second; ComfyUI names encoders by their kind.
         """
-        if spelled in DENOISERS:
+        if at.component in DENOISERS or not at.component:
             return self.denoiser
-        if spelled == TEXT_ENCODERS[0] and len(self.clips) == 1:
+        for component, name in self.clips.items():
+            if at.encoder == name or (at.prefix and at.prefix == self.kohya_text.get(component)):
+                return component
+        if at.component == TEXT_ENCODERS[0] and len(self.clips) == 1:
             return next(iter(self.clips))
-        return spelled
+        return at.component
 
     def kohya_prefix(self, component: str) -> str:
         """Return the prefix of a component's modules in kohya's names."""
         if component in DENOISERS:
             return "lora_unet_"
+        if component in self.kohya_text:
+            return self.kohya_text[component]
         if len(self.clips) == 1:
             return "lora_te_"
         return f"lora_te{TEXT_ENCODERS.index(component) + 1}_"
 
 
-@cache
-def _by_module(build: Callable[[], tuple[ModuleName, ...]]) -> dict[str, ModuleName]:
-    return {name.module: name for name in build()}
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Tables:
+    modules: Mapping[str, ModuleName]
+    fused: Mapping[str, tuple[tuple[str, Part], ...]]
+    fused_at: Mapping[tuple[str, str], str]
+    flat: Mapping[tuple[str, str], str]
 
 
 @cache
-def _by_flat_name(build: Callable[[], tuple[ModuleName, ...]]) -> dict[tuple[str, str], str]:
-    found: dict[tuple[str, str], str] = {}
-    for name in build():
-        for path in (name.path, name.original) if name.part is None else (name.path,):
-            key = (name.component, flat_name(path))
-            if found.setdefault(key, name.module) != name.module:
-                raise ValueError(f"{key} names both {found[key]} and {name.module}")
-    return found
+def _tables(build: Callable[[], tuple[ModuleName, ...]]) -> _Tables:
+    flat: dict[tuple[str, str], str] = {}
+    groups: dict[tuple[str, str], list[tuple[str, Part]]] = {}
+    for name, path, part in _paths(build()):
+        if part is None:
+            _claim(flat, name.component, path, name.module)
+        elif name.parameter == ".weight":
+            groups.setdefault((name.component, path), []).append((name.module, part))
+    fused: dict[tuple[tuple[str, Part], ...], str] = {}
+    fused_at = {
+        (component, path): fused.setdefault(tuple(members), f"{component}.{path}")
+        for (component, path), members in groups.items()
+    }
+    for (component, path), module in fused_at.items():
+        _claim(flat, component, path, module)
+    return _Tables(
+        modules={name.module: name for name in build()},
+        fused={module: members for members, module in fused.items()},
+        fused_at=fused_at,
+        flat=flat,
+    )
+
+
+def _paths(names: tuple[ModuleName, ...]) -> Iterator[tuple[ModuleName, str, Part | None]]:
+    """Yield every path of every module with its rows there: diffusers', original, the others."""
+    for name in names:
+        yield name, name.path, None
+        yield name, name.original, name.part
+    for name in names:
+        for path, part in name.also:
+            yield name, path, part
+
+
+def _claim(flat: dict[tuple[str, str], str], component: str, path: str, module: str) -> None:
+    key = (component, flat_name(path))
+    if flat.setdefault(key, module) != module:
+        raise ValueError(f"{key} names both {flat[key]} and {module}")
 
 
 def flat_name(path: str) -> str:

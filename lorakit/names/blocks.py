@@ -4,10 +4,11 @@ import math
 import re
 
 from lorakit.errors import SpecError
-from lorakit.names.architectures import Architecture, is_text_encoder
+from lorakit.names.architectures import Architecture, component_of, is_text_encoder
 from lorakit.names.presets import UserPresets, preset_weights
 
 BASE, MIDDLE, OTHER = "BASE", "MID", "OTHER"
+_LAYER = re.compile(r"(?<=[._])\d+(?=[._])")
 _NUMBERED = re.compile(r"(?P<side>[A-Z]+)(?P<number>\d+)")
 _NUMBER = re.compile(r"[+-]?\d*\.?\d+")
 
@@ -20,16 +21,27 @@ def block_ids(architecture: Architecture | None) -> tuple[str, ...]:
 def block_of(module: str, architecture: Architecture | None) -> str:
     """Return the block id of a module; every module has one.
 
-    Text encoders are BASE. Modules that an architecture does not know are OTHER.
+    Text encoders are BASE, or what the architecture calls them. Modules that an architecture does
+    not know are OTHER; those of an unknown one are B00, B01, … by the first number in their name.
     """
     if is_text_encoder(module):
-        return BASE
-    return OTHER if architecture is None else architecture.block(module)
+        own = {} if architecture is None else architecture.text_blocks
+        return own.get(component_of(module), BASE)
+    if architecture is not None:
+        return architecture.block(module)
+    found = _LAYER.search(module)
+    return OTHER if found is None else f"B{int(found[0]):02}"
 
 
 def fits(vector: tuple[float, ...], architecture: Architecture) -> bool:
     """Tell whether a vector has as many values as the architecture has blocks, or short of them."""
-    return len(vector) in (len(architecture.blocks), len(architecture.attention) + 1)
+    return len(vector) in {len(order) for order in _orders(architecture)}
+
+
+def _orders(architecture: Architecture) -> tuple[tuple[str, ...], ...]:
+    """Return the lists of ids that a vector may follow: those with attention, and all."""
+    short = (BASE, *architecture.attention)
+    return (short, architecture.blocks) if architecture.attention else (architecture.blocks,)
 
 
 def weights_of(
@@ -70,16 +82,17 @@ def _weights_from(
     numbers: tuple[float, ...], text: str, architecture: Architecture | None
 ) -> dict[str, float]:
     known = known_architecture(architecture, text)
-    ids, short = known.blocks, (BASE, *known.attention)
     if not all(math.isfinite(number) for number in numbers):
         raise SpecError(f"'{text}': expected finite weights.")
-    for order in (short, ids):
+    orders = _orders(known)
+    for order in orders:
         if len(numbers) == len(order):
             named = dict(zip(order, numbers, strict=True))
-            return {block: named.get(block, 0.0) for block in ids}
+            return {block: named.get(block, 0.0) for block in known.blocks}
+    counts = " or ".join(f"{len(order)} ({' '.join(order)})" for order in orders)
     raise SpecError(
-        f"'{text}': expected {len(short)} weights for {known.title} ({' '.join(short)}) or "
-        f"{len(ids)} ({' '.join(ids)}), found {len(numbers)}."
+        f"'{text}': expected as many weights for {known.title} as it has blocks, {counts}, found "
+        f"{len(numbers)}."
     )
 
 
@@ -89,9 +102,13 @@ def parse_ids(text: str, architecture: Architecture | None) -> tuple[str, ...]:
     Raises:
         SpecError: an id is not one of the architecture's.
     """
-    ids = known_architecture(architecture, text).blocks
+    known = known_architecture(architecture, text)
+    ids = known.blocks
     chosen: set[str] = set()
     for item in text.replace(",", " ").split():
+        if item.upper() == BASE and BASE not in ids:
+            chosen.update(known.text_blocks.values())
+            continue
         first, dash, last = item.partition("-")
         places = [_index(end, ids, text) for end in (first, last if dash else first)]
         chosen.update(ids[min(places) : max(places) + 1])

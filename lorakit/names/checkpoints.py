@@ -1,21 +1,22 @@
 """Checkpoint keys -> modules, in every layout, from the checkpoint's own keys."""
 
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 
 from lorakit.errors import FileFormatError
-from lorakit.names.architectures import Architecture, ModuleName, Part, Target, flat_name
-from lorakit.names.detection import has_dimensions, most_known, preferred
+from lorakit.names.architectures import Architecture, Part, Target, flat_name
+from lorakit.names.detection import candidates, has_dimensions, has_widths, most_known, preferred
 from lorakit.names.families import ARCHITECTURES
 from lorakit.names.spelling import DENOISERS, TEXT_ENCODERS, spelling_of
 
-_DENOISER_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+_DENOISER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.model.", "net.")
+BIAS = ".bias"
 _FOLDERS = (*DENOISERS, *TEXT_ENCODERS)
 _OTHER = ("first_stage_model.", "vae/", "vae.", "model_ema.", "safety_checker/")
 _NO_LAYER = ("embedding", "text_projection", "pos_embed", "norm")
-_PARAMETERS = ("_weight", ".weight")
+_PARAMETERS = ("_weight", ".weight", ".scale")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +33,9 @@ class _Held:
     """A module that a tensor holds under one layout's name."""
 
     module: str
-    part: Part | None
-    transpose: bool
+    part: Part | None = None
+    transpose: bool = False
+    swap: bool = False
     layout: str
 
 
@@ -46,38 +48,37 @@ class CheckpointIndex:
         layout: "original", "diffusers", or "generic" for models under their own names.
         targets: canonical name -> place; the model's own path where no table names it.
         flat: (component, flat name) -> canonical name, for names that no table knows.
+        layers: the modules that a LoRA can change: no norms, no embeddings or projections of them.
+        biases: key of a weight -> key of the bias beside it.
     """
 
     architecture: Architecture | None
     layout: str
     targets: Mapping[str, Target]
     flat: Mapping[tuple[str, str], str]
+    layers: frozenset[str]
+    biases: Mapping[str, str]
 
     def find(self, module: str) -> Target | None:
-        """Return the place of a module, canonical or as a file spells it."""
+        """Return the place of a module, or of its `.bias`, canonical or as a file spells it."""
         if module in self.targets:
             return self.targets[module]
+        if module.endswith(BIAS):
+            weight = self.find(module.removesuffix(BIAS))
+            bias = None if weight is None else self.biases.get(weight.key)
+            return None if weight is None or bias is None else replace(weight, key=bias)
         at = spelling_of(module)
         path = flat_name(at.path)
         name = None
         if self.architecture is not None:
-            name = self.architecture.flat.get((self.architecture.component(at.component), path))
+            name = self.architecture.flat.get((self.architecture.component(at), path))
         for component in (_side(at.component or DENOISERS[0]), ""):
             name = name or self.flat.get((component, path))
         return None if name is None else self.targets.get(name)
 
-    def layers(self) -> frozenset[str]:
-        """Return the modules that a LoRA can change: no embeddings, no projections of them."""
-        if self.architecture is not None:
-            known = self.architecture.modules
-            return frozenset(
-                module
-                for module in self.targets
-                if module in known and not module.endswith("text_projection")
-            )
-        return frozenset(
-            module for module in self.targets if not any(word in module for word in _NO_LAYER)
-        )
+    def members(self, module: str) -> tuple[tuple[str, Part], ...]:
+        """Return the modules inside a fused one, each with its rows; none if it is not fused."""
+        return () if self.architecture is None else self.architecture.fused.get(module, ())
 
     def has_component(self, component: str) -> bool:
         """Tell whether the checkpoint holds any module of a component."""
@@ -97,18 +98,18 @@ def index_checkpoint(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointIndex:
     Raises:
         FileFormatError: two keys are the same module, so that one of them would stay as it is.
     """
-    weights = {
-        key: shape for key, shape in shapes.items() if len(shape) > 1 and not key.startswith(_OTHER)
-    }
-    architecture = _architecture(weights)
+    weights = {key: shape for key, shape in shapes.items() if shape and not key.startswith(_OTHER)}
+    architecture = _architecture({k: shape for k, shape in weights.items() if len(shape) > 1})
     targets: dict[str, Target] = {}
     flat: dict[tuple[str, str], str] = {}
     layouts: list[str] = []
-    for key in weights:
+    layers: set[str] = set()
+    for key, shape in weights.items():
         place = _place(key, architecture)
         held = _held(architecture, place)
         for at in held:
-            _claim(targets, at.module, Target(key=key, part=at.part, transpose=at.transpose))
+            target = Target(key=key, part=at.part, transpose=at.transpose, swap=at.swap)
+            _claim(targets, at.module, target)
             layouts.append(place.layout or at.layout)
         if not held and place.path.endswith(_PARAMETERS):
             own = _stem(place.path)
@@ -116,9 +117,28 @@ def index_checkpoint(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointIndex:
             _claim(targets, module, Target(key=key))
             flat.setdefault((_side(place.component), flat_name(own)), module)
             layouts.append(place.layout)
+            if architecture is None and _takes_lora(module, shape):
+                layers.add(module)
+    if architecture is not None:
+        layers = {m for m, name in architecture.modules.items() if m in targets and not name.norm}
+        layers = {module for module in layers if not module.endswith("text_projection")}
     told = [layout for layout in layouts if layout]
-    layout = max(sorted(set(told)), key=told.count, default="generic")
-    return CheckpointIndex(architecture=architecture, layout=layout, targets=targets, flat=flat)
+    return CheckpointIndex(
+        architecture=architecture,
+        layout=max(sorted(set(told)), key=told.count, default="generic"),
+        targets=targets,
+        flat=flat,
+        layers=frozenset(layers),
+        biases={key: bias for key in weights if (bias := _bias_beside(key)) in shapes},
+    )
+
+
+def _takes_lora(module: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) > 1 and not any(word in module for word in _NO_LAYER)
+
+
+def _bias_beside(key: str) -> str:
+    return f"{key.removesuffix('weight')}bias" if key.endswith("weight") else ""
 
 
 def _claim(targets: dict[str, Target], module: str, target: Target) -> None:
@@ -133,10 +153,18 @@ def _claim(targets: dict[str, Target], module: str, target: Target) -> None:
 def _architecture(weights: Mapping[str, tuple[int, ...]]) -> Architecture | None:
     """Tell the architecture by its names; between its likes, by how `proj_in` is stored."""
     denoiser = [key for key in weights if not key.startswith(_text_prefixes())]
-    best = most_known(weights, denoiser, lambda a, key: bool(_held(a, _place(key, a))))
+    likes = candidates(_without_prefix(key) for key in denoiser)
+    best = most_known(weights, denoiser, lambda a, key: bool(_held(a, _place(key, a))), likes)
     paths = {_stem(key): shape for key, shape in weights.items()}
-    best = preferred(best, lambda a: has_dimensions(a, paths))
+    best = preferred(best, lambda a: has_dimensions(a, paths), lambda a: has_widths(a, paths))
     return best[0] if best else None
+
+
+def _without_prefix(key: str) -> str:
+    for prefix in (*_DENOISER_PREFIXES, *(f"{component}/" for component in DENOISERS)):
+        if key.startswith(prefix):
+            return key.removeprefix(prefix)
+    return key
 
 
 def _place(key: str, architecture: Architecture | None) -> _Place:
@@ -146,7 +174,7 @@ def _place(key: str, architecture: Architecture | None) -> _Place:
             return _Place(component=component, path=key.removeprefix(prefix), layout=layout)
     if architecture is not None:
         component = architecture.denoiser
-        if (component, key) in _paths(architecture.build):
+        if (component, _bare(key)) in _paths(architecture):
             return _Place(component=component, path=key, layout="")
     return _Place(component="", path=key, layout="generic")
 
@@ -171,26 +199,31 @@ def _held(architecture: Architecture | None, place: _Place) -> tuple[_Held, ...]
     """Return the modules that a key holds: one, three where q, k and v are fused, or none."""
     if architecture is None:
         return ()
-    return _paths(architecture.build).get((place.component, _bare(place.path)), ())
+    return _paths(architecture).get((place.component, _bare(place.path)), ())
 
 
 @cache
-def _paths(build: Callable[[], tuple[ModuleName, ...]]) -> dict[tuple[str, str], tuple[_Held, ...]]:
-    """Return (component, path with parameter) -> modules, under both layouts' paths."""
-    table: dict[tuple[str, str], tuple[_Held, ...]] = {}
-    for name in build():
-        original, diffusers = _bare(name.original + name.parameter), _bare(f"{name.path}.weight")
-        layout = "" if original == diffusers else "original"
-        places = {
-            diffusers: _Held(module=name.module, part=None, transpose=False, layout="diffusers")
-        }
-        places[original] = _Held(
-            module=name.module, part=name.part, transpose=name.transpose, layout=layout
-        )
-        for path, held in places.items():
-            key = (name.component, path)
-            table[key] = (*table.get(key, ()), held)
-    return table
+def _paths(architecture: Architecture) -> dict[tuple[str, str], tuple[_Held, ...]]:
+    """Return (component, path with parameter) -> modules, under the paths of all layouts."""
+    table: dict[tuple[str, str], dict[str, _Held]] = {}
+    for name in architecture.build():
+        same = name.path == name.original
+        here = _Held(module=name.module, layout="" if same else "diffusers")
+        table.setdefault((name.component, _bare(f"{name.path}.weight")), {})[name.module] = here
+        for path, part in ((name.original, name.part), *name.also):
+            table.setdefault((name.component, _bare(path + name.parameter)), {})[name.module] = (
+                _Held(
+                    module=name.module,
+                    part=part,
+                    transpose=name.transpose,
+                    swap=name.swap,
+                    layout="" if same else "original",
+                )
+            )
+    for (component, path), module in architecture.fused_at.items():
+        held = _Held(module=module, layout="original")
+        table[component, _bare(f"{path}.weight")][module] = held
+    return {key: tuple(held.values()) for key, held in table.items()}
 
 
 def _bare(path: str) -> str:

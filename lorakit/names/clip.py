@@ -6,6 +6,7 @@ from lorakit.names.architectures import ModuleName
 
 _LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
 _MLP = ("mlp.fc1", "mlp.fc2")
+_NORMS = {"layer_norm1": "ln_1", "layer_norm2": "ln_2"}
 _OPEN_CLIP = {"self_attn.out_proj": "attn.out_proj", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
 
 
@@ -15,6 +16,11 @@ def clip(component: str, layers: int) -> Iterator[ModuleName]:
         for name in (*_LINEAR, *_MLP):
             path = f"text_model.encoder.layers.{layer}.{name}"
             yield ModuleName(module=f"{component}.{path}", original=path)
+        for name in _NORMS:
+            path = f"text_model.encoder.layers.{layer}.{name}"
+            yield ModuleName(module=f"{component}.{path}", original=path, norm=True)
+    last = "text_model.final_layer_norm"
+    yield ModuleName(module=f"{component}.{last}", original=last, norm=True)
     yield ModuleName(module=f"{component}.text_projection", original="text_projection")
 
 
@@ -36,6 +42,13 @@ def open_clip(component: str, layers: int) -> Iterator[ModuleName]:
             )
         for name, original in _OPEN_CLIP.items():
             yield ModuleName(module=f"{component}.{path}.{name}", original=f"{block}.{original}")
+        for name, original in _NORMS.items():
+            yield ModuleName(
+                module=f"{component}.{path}.{name}", original=f"{block}.{original}", norm=True
+            )
+    yield ModuleName(
+        module=f"{component}.text_model.final_layer_norm", original="ln_final", norm=True
+    )
     yield ModuleName(
         module=f"{component}.text_projection",
         original="text_projection",

@@ -18,9 +18,9 @@ def detect(
 ) -> Architecture | None:
     """Return the architecture that knows the most modules, None where none knows the most of them.
 
-    Where two know as many (SD 1 and 2 name their UNet alike), the prefixes of the text encoders,
-    the metadata, whose names kohya writes, and the dimensions of `proj_in` decide, in this order;
-    widths never do.
+    Where several know as many (SD 1 and 2 name their UNet alike), the prefixes of the text
+    encoders, the metadata, whose names kohya writes, the dimensions of `proj_in`, and at last the
+    widths decide, in this order.
 
     Args:
         spelled: raw name -> spelling.
@@ -28,7 +28,8 @@ def detect(
         metadata: of the file.
     """
     denoiser = [at for at in spelled.values() if at.component not in TEXT_ENCODERS]
-    best = most_known(spelled.values(), denoiser, _knows)
+    likes = candidates(at.path for at in denoiser)
+    best = most_known(spelled.values(), denoiser, _knows, likes)
     if len(best) > 1:
         prefixes = {at.prefix for at in spelled.values() if at.prefix.startswith("lora_te")}
         hints = " ".join(metadata.get(key, "") for key in _HINTS).lower()
@@ -40,14 +41,28 @@ def detect(
             lambda a: any(m in hints for m in (a.base_model_version, a.modelspec, *a.marks)),
             lambda a: a.kohya_original or not _written_as_original(a, spelled.values()),
             lambda a: has_dimensions(a, found),
+            lambda a: has_widths(a, found),
         )
     return best[0] if best else None
+
+
+def candidates(paths: Iterable[str]) -> tuple[Architecture, ...]:
+    """Return the architectures that have a denoiser's path which begins as one of these does.
+
+    Args:
+        paths: of the denoiser; where there are none, every architecture is one.
+    """
+    given = list(paths)
+    if not given:
+        return ARCHITECTURES
+    return tuple(a for a in ARCHITECTURES if any(path.startswith(a.roots) for path in given))
 
 
 def most_known(
     items: Iterable[Item],
     counted: Iterable[Item],
     knows: Callable[[Architecture, Item], bool],
+    among: Iterable[Architecture],
 ) -> list[Architecture]:
     """Return the architectures that know the most, of those that know over half of `counted`.
 
@@ -55,11 +70,13 @@ def most_known(
         items: names, in whatever form `knows` takes.
         counted: those of the denoiser; if empty, all count.
         knows: tells whether an architecture has the name.
+        among: the architectures to ask.
     """
     everything = list(items)
     needed = list(counted) or everything
-    scores = {a.id: sum(knows(a, item) for item in everything) for a in ARCHITECTURES}
-    fits = [a for a in ARCHITECTURES if 2 * sum(knows(a, item) for item in needed) > len(needed)]
+    likes = list(among)
+    scores = {a.id: sum(knows(a, item) for item in everything) for a in likes}
+    fits = [a for a in likes if 2 * sum(knows(a, item) for item in needed) > len(needed)]
     most = max((scores[a.id] for a in fits), default=0)
     return [a for a in fits if scores[a.id] == most]
 
@@ -83,8 +100,19 @@ def has_dimensions(architecture: Architecture, shapes: Mapping[str, tuple[int, .
     )
 
 
+def has_widths(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Tell whether all weights that the architecture names have the inputs that it says."""
+    found = [
+        shape[1] == width
+        for path, shape in shapes.items()
+        for word, width in architecture.widths.items()
+        if len(shape) > 1 and flat_name(path).endswith(f"_{word}")
+    ]
+    return bool(found) and all(found)
+
+
 def _knows(architecture: Architecture, at: Spelling) -> bool:
-    return (architecture.component(at.component), flat_name(at.path)) in architecture.flat
+    return (architecture.component(at), flat_name(at.path)) in architecture.flat
 
 
 def _written_as_original(architecture: Architecture, spelled: Iterable[Spelling]) -> bool:
@@ -92,5 +120,6 @@ def _written_as_original(architecture: Architecture, spelled: Iterable[Spelling]
     for at in spelled:
         module = architecture.flat.get((architecture.denoiser, flat_name(at.path)))
         if at.dialect == "kohya" and module is not None:
-            return flat_name(architecture.modules[module].path) != flat_name(at.path)
+            name = architecture.modules.get(module)
+            return name is None or flat_name(name.path) != flat_name(at.path)
     return False

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lorakit.names.architectures import Architecture, ModuleName, flat_name
+from lorakit.names.architectures import Architecture, component_of, flat_name
 from lorakit.names.detection import detect
 from lorakit.names.loratable import OTHER_PATTERNS, ROLE_PATTERNS
 from lorakit.names.spelling import DENOISERS, TEXT_ENCODERS, Spelling, spelling_of
@@ -101,8 +101,7 @@ def canonical(spelled: Spelling, architecture: Architecture | None) -> str | Non
     """Return the canonical name of a module, None where the architecture lacks it."""
     if architecture is None:
         return None
-    component = architecture.component(spelled.component)
-    return architecture.flat.get((component, flat_name(spelled.path)))
+    return architecture.flat.get((architecture.component(spelled), flat_name(spelled.path)))
 
 
 def _dialect(
@@ -113,11 +112,23 @@ def _dialect(
     if dialect != "kohya" or architecture is None or not architecture.kohya_original:
         return dialect
     original = Counter(
-        flat_name(at.path) == flat_name(name.original)
+        name is None or flat_name(at.path) == flat_name(name.original)
         for raw, at in spelled.items()
-        if (name := architecture.modules.get(modules[raw])) and name.component in DENOISERS
+        if component_of(modules[raw]) in DENOISERS
+        for name in (architecture.modules.get(modules[raw]),)
+        if name is not None or modules[raw] in architecture.fused
     )
     return "kohya-diffusers" if original[False] > original[True] else "kohya"
+
+
+def joins(dialect: str, architecture: Architecture | None) -> bool:
+    """Tell whether a dialect names the modules that the single file fuses, instead of their parts.
+
+    kohya and ComfyUI follow the single file, diffusers and PEFT name q, k and v apart.
+    """
+    if architecture is None or not architecture.fused:
+        return False
+    return dialect == "comfyui" or (dialect == "kohya" and architecture.kohya_original)
 
 
 def format_key(module: str, role: str, *, dialect: str, architecture: Architecture | None) -> str:
@@ -125,35 +136,46 @@ def format_key(module: str, role: str, *, dialect: str, architecture: Architectu
 
     Args:
         module: canonical, or raw where the architecture does not know it.
-        role: up, down, mid or alpha; PEFT's dialects have no alpha.
+        role: up, down, mid or alpha, PEFT's dialects have no alpha; or another kind's own.
         dialect: one of `DIALECTS`.
         architecture: of the LoRA.
     """
     suffix = _PEFT_SUFFIX if dialect in ("diffusers", "peft") else _KOHYA_SUFFIX
-    name = None if architecture is None else architecture.modules.get(module)
-    if architecture is None or name is None:
-        return _generic(module, dialect) + suffix[role]
-    original = name.original if name.component in DENOISERS else name.path
-    if dialect == "diffusers":
-        stem = module
-    elif dialect == "peft":
-        stem = f"base_model.model.{_peft_path(name)}"
-    elif dialect == "comfyui":
-        clip = architecture.clips.get(name.component)
-        prefix = "diffusion_model." if clip is None else f"text_encoders.{clip}.transformer."
-        stem = prefix + original
+    stem = format_module(module, dialect=dialect, architecture=architecture)
+    return stem + suffix.get(role, f".{role}")
+
+
+def format_module(module: str, *, dialect: str, architecture: Architecture | None) -> str:
+    """Write a module's name in a dialect; arguments as for `format_key`."""
+    if architecture is None:
+        return _generic(module, dialect)
+    component, _, path = module.partition(".")
+    if module in architecture.fused:
+        original = path
+    elif module in architecture.modules:
+        name = architecture.modules[module]
+        whole = component in DENOISERS and name.part is None
+        original = name.original if whole else path
     else:
-        path = original if dialect == "kohya" and architecture.kohya_original else name.path
-        stem = architecture.kohya_prefix(name.component) + path.replace(".", "_")
-    return stem + suffix[role]
+        return _generic(module, dialect)
+    if dialect == "diffusers":
+        return module
+    if dialect == "peft":
+        return f"base_model.model.{_peft_path(component, path)}"
+    if dialect == "comfyui":
+        clip = architecture.clips.get(component)
+        prefix = "diffusion_model." if clip is None else f"text_encoders.{clip}.transformer."
+        return prefix + original
+    path = original if dialect == "kohya" and architecture.kohya_original else path
+    return architecture.kohya_prefix(component) + path.replace(".", "_")
 
 
-def _peft_path(name: ModuleName) -> str:
+def _peft_path(component: str, path: str) -> str:
     """Return the path inside the model that PEFT wraps.
 
     transformers 5 leaves `text_model.` out of CLIPTextModel and keeps it in the projecting one.
     """
-    return name.path.removeprefix("text_model.") if name.component == "text_encoder" else name.path
+    return path.removeprefix("text_model.") if component == "text_encoder" else path
 
 
 def _generic(module: str, dialect: str) -> str:

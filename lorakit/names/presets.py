@@ -17,6 +17,8 @@ def preset_weights(
 ) -> dict[str, float]:
     """Return the weight of each block under a shipped preset.
 
+    A transformer has no sides and no presets but NONE, ALL and ALL0.5.
+
     NONE, ALL and ALL0.5 hold for every block, INALL and OUTALL for every block of their side; the
     others name blocks with attention. BASE is 1 in all but NONE and ALL0.5.
 
@@ -33,13 +35,19 @@ def preset_weights(
     """
     if name in _WHOLE:
         return dict.fromkeys(architecture.blocks, _WHOLE[name])
-    if name in _SIDES:
+    if name in _SIDES and architecture.presets:
         inside = tuple(block for block in architecture.blocks if block.startswith(_SIDES[name]))
     elif name in architecture.presets:
         inside = architecture.presets[name]
     else:
-        raise SpecError(f"'{name}' is no preset; there are {', '.join((*NAMES, *own))}.")
+        names = ", ".join((*preset_names(architecture), *own))
+        raise SpecError(f"'{name}' is no preset for {architecture.title}; there are {names}.")
     return {block: float(block == "BASE" or block in inside) for block in architecture.blocks}
+
+
+def preset_names(architecture: Architecture) -> tuple[str, ...]:
+    """Return the shipped presets that mean something for an architecture."""
+    return NAMES if architecture.presets else tuple(name for name in NAMES if name in _WHOLE)
 
 
 def parse_presets_file(text: str) -> dict[str, tuple[float, ...]]:

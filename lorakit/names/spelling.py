@@ -9,22 +9,21 @@ DENOISERS = ("unet", "transformer")
 _KOHYA = {
     "lora_unet__": "unet",
     "lora_unet_": "unet",
+    "lora_prior_unet_": "unet",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
     "lora_te3_": "text_encoder_3",
     "lora_te_": "text_encoder",
+    "lora_prior_te_": "text_encoder",
     "lora_transformer_": "transformer",
     "lycoris_": "unet",
 }
-_COMFYUI = {
-    "diffusion_model.": "unet",
-    "text_encoders.clip_g.transformer.": "text_encoder_2",
-    "text_encoders.t5xxl.transformer.": "text_encoder_3",
-    "text_encoders.clip_l.transformer.": "text_encoder",
-    "text_encoders.clip_h.transformer.": "text_encoder",
-    "clip_l.": "text_encoder",
-    "clip_g.": "text_encoder_2",
-}
+_ENCODERS = {"clip_g": "text_encoder_2", "t5xxl": "text_encoder_3", "t5": "text_encoder_3"}
+"""ComfyUI's names of text encoders that are not the first or the only one."""
+_COMFYUI = {"diffusion_model.": "unet", "model.diffusion_model.": "unet"}
+_COMFYUI_TEXT = re.compile(r"text_encoders\.(?P<encoder>\w+)\.(?:transformer\.)?")
+_OMI_TEXT = re.compile(r"(?P<encoder>clip_[lgh]|t5)\.")
+"""OneTrainer's own names."""
 _COMPONENTS = {f"{component}.": component for component in (*DENOISERS, *TEXT_ENCODERS)}
 _PEFT = "base_model.model."
 _ORIGINAL_UNET = ("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb")
@@ -41,17 +40,28 @@ class Spelling:
     """A module's name without its prefix.
 
     `component` is empty where neither a prefix nor the name tells it; `path` is dotted or flat, as
-    the file has it.
+    the file has it; `encoder` is ComfyUI's name of a text encoder.
     """
 
     component: str
     path: str
     dialect: str
     prefix: str
+    encoder: str = ""
 
 
 def spelling_of(raw: str) -> Spelling:
     """Split a module's name into component and path."""
+    for pattern in (_COMFYUI_TEXT, _OMI_TEXT):
+        if found := pattern.match(raw):
+            name = found["encoder"]
+            return Spelling(
+                component=_ENCODERS.get(name, TEXT_ENCODERS[0]),
+                path=raw[found.end() :],
+                dialect="comfyui",
+                prefix=found[0],
+                encoder="t5xxl" if name == "t5" else name,
+            )
     for dialect, table in (("kohya", _KOHYA), ("comfyui", _COMFYUI), ("diffusers", _COMPONENTS)):
         for prefix, component in table.items():
             if raw.startswith(prefix):

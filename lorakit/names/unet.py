@@ -10,6 +10,7 @@ _RESNET = {
     "time_emb_proj": "emb_layers.1",
     "conv2": "out_layers.3",
 }
+_RESNET_NORMS = {"norm1": "in_layers.0", "norm2": "out_layers.0"}
 _SHORTCUT = {"conv_shortcut": "skip_connection"}
 _BLOCK = (
     *(f"{attn}.{to}" for attn in ("attn1", "attn2") for to in ("to_q", "to_k", "to_v", "to_out.0")),
@@ -26,6 +27,7 @@ _LABEL = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "
 _RESNETS = 2
 """Resnets of a down level; an up level has one more."""
 _STEP = _RESNETS + 1
+_BLOCK_NORMS = ("norm1", "norm2", "norm3")
 ROOTS = (
     *("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out."),
     *("down_blocks", "mid_block", "up_blocks", "time_embedding", "add_embedding", "conv_in"),
@@ -42,7 +44,7 @@ _LAST = ("unet.conv_out", "unet.conv_norm_out")
 def unet(
     *, widths: Sequence[int], depths: Sequence[int], middle: int, label: bool
 ) -> Iterator[ModuleName]:
-    """Yield the modules of a UNet.
+    """Yield the modules of a UNet, its norms too.
 
     Args:
         widths: of the down levels, as multiples of the first; a resnet has a shortcut where the
@@ -53,6 +55,7 @@ def unet(
 
     Source: diffusers' `convert_ldm_unet_checkpoint`.
     """
+    yield _norm("conv_norm_out", "out.0")
     last = len(depths) - 1
     for path, original in (_TOP | (_LABEL if label else {})).items():
         yield _name(path, original)
@@ -87,16 +90,25 @@ def _pair(
 def _resnet(path: str, place: str, *, shortcut: bool) -> Iterator[ModuleName]:
     for name, original in (_RESNET | (_SHORTCUT if shortcut else {})).items():
         yield _name(f"{path}.{name}", f"{place}.{original}")
+    for name, original in _RESNET_NORMS.items():
+        yield _norm(f"{path}.{name}", f"{place}.{original}")
 
 
 def _attention(path: str, place: str, depth: int) -> Iterator[ModuleName]:
     inner = [f"transformer_blocks.{block}.{name}" for block in range(depth) for name in _BLOCK]
     for name in ("proj_in", *inner, "proj_out"):
         yield _name(f"{path}.{name}", f"{place}.{name}")
+    norms = [f"transformer_blocks.{b}.{name}" for b in range(depth) for name in _BLOCK_NORMS]
+    for name in ("norm", *norms):
+        yield _norm(f"{path}.{name}", f"{place}.{name}")
 
 
 def _name(path: str, original: str) -> ModuleName:
     return ModuleName(module=f"unet.{path}", original=original)
+
+
+def _norm(path: str, original: str) -> ModuleName:
+    return ModuleName(module=f"unet.{path}", original=original, norm=True)
 
 
 def unet_blocks(levels: int) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ def _shared_modules(
     original: Model, tuned: Model, choice: Choice, allow_unmatched: bool
 ) -> tuple[list[str], tuple[str, ...]]:
     architecture = tuned.index.architecture
-    ours, theirs = original.index.layers(), tuned.index.layers()
+    ours, theirs = original.index.layers, tuned.index.layers
     chosen = [m for m in sorted(ours | theirs) if choice.takes(m, block_of(m, architecture))]
     shared = [module for module in chosen if module in ours and module in theirs]
     for module in shared:

@@ -98,7 +98,7 @@ def _look(place: Path) -> tuple[Mapping[str, Spec], Mapping[str, str], Header | 
 
 def _checkpoint(place: Path, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> Inspection:
     index = index_checkpoint({key: spec.shape for key, spec in specs.items()})
-    layers = sorted(index.layers())
+    layers = sorted(index.layers)
     return Inspection(
         path=str(place),
         kind="checkpoint",

@@ -16,7 +16,8 @@ from lorakit.names.blocks import (
 )
 from lorakit.names.elements import element_weight, parse_elements
 from lorakit.names.families import ARCHITECTURES
-from lorakit.names.presets import NAMES, parse_presets_file
+from lorakit.names.generic import generic
+from lorakit.names.presets import NAMES, parse_presets_file, preset_names
 from lorakit.names.sd import SD1, SD2
 from lorakit.names.sdxl import REFINER, SDXL
 
@@ -62,8 +63,15 @@ def test_the_ids_are_the_web_uis_in_its_order(architecture, count, first, last):
 
 def test_an_unknown_architecture_has_no_ids():
     assert block_ids(None) == ()
-    assert block_of("lora_unet_double_blocks_0_img_attn_qkv", None) == "OTHER"
-    assert block_of("unet.down_blocks.0.attentions.0.proj_in", None) == "OTHER"
+    assert block_of("lora_unet_embedder", None) == "OTHER"
+
+
+def test_the_layers_of_an_unknown_architecture_are_numbered():
+    names = ["lora_unet_blocks_0_mlp_1", "model.layers.11.self_attn.q_proj", "lm_head", "norm.2b.x"]
+    assert [block_of(name, None) for name in names] == ["B00", "B11", "OTHER", "OTHER"]
+    known = generic(names)
+    assert known.blocks == ("BASE", *(f"B{i:02}" for i in range(12)), "OTHER")
+    assert parse_ids("B03-B04,B11", known) == ("B03", "B04", "B11")
     assert block_of("lora_te1_text_model_encoder_layers_0_mlp_fc1", None) == "BASE"
 
 
@@ -84,7 +92,9 @@ def test_a_modules_block_is_the_number_of_its_block_in_the_single_file(name):
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.id)
 def test_every_module_has_a_block_and_attention_is_where_the_short_vector_says(architecture):
     blocks = {module: block_of(module, architecture) for module in architecture.modules}
-    assert set(blocks.values()) == set(architecture.blocks)
+    # Files of Chroma have no CLIP and those of Flux.2 no text encoder that LoRAs are trained for.
+    assert set(architecture.blocks) - set(blocks.values()) <= {"BASE", "CLIP"}
+    assert set(blocks.values()) <= set(architecture.blocks)
     attention = {block for module, block in blocks.items() if ".attentions." in module}
     assert attention == set(architecture.attention)
 
@@ -124,6 +134,10 @@ def test_sdxl_keeps_its_transformers_where_they_are():
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.id)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_weighs_every_block(architecture, name):
+    if name not in preset_names(architecture):
+        with pytest.raises(SpecError, match=r"there are NONE, ALL, ALL0\.5"):
+            weights_of(name, architecture)
+        return
     weights = weights_of(name, architecture)
     assert tuple(weights) == architecture.blocks
     assert set(weights.values()) <= {0.0, 0.5, 1.0}
@@ -134,6 +148,10 @@ def test_whole_presets_leave_no_block_out(architecture):
     assert set(weights_of("ALL", architecture).values()) == {1.0}
     assert set(weights_of("NONE", architecture).values()) == {0.0}
     assert set(weights_of("ALL0.5", architecture).values()) == {0.5}
+
+
+@pytest.mark.parametrize("architecture", [SD1, SD2, SDXL, REFINER], ids=lambda a: a.id)
+def test_the_two_sides_of_a_unet_leave_no_block_out(architecture):
     both = [ones(weights_of(name, architecture)) for name in ("INALL", "OUTALL")]
     assert both[0][0] == both[1][0] == "BASE"
     assert {*both[0], *both[1], "MID"} == set(architecture.blocks)
@@ -155,7 +173,7 @@ def test_the_other_presets_are_the_published_ones(architecture, order, name):
 
 
 def test_a_preset_that_is_not_there_is_named_with_those_that_are():
-    with pytest.raises(SpecError, match=r"'OUTX' is no preset; there are NONE.*, MINE"):
+    with pytest.raises(SpecError, match=r"'OUTX' is no preset for .*; there are NONE.*, MINE"):
         weights_of("OUTX", SD1, {"MINE": (1.0,) * 17})
 
 

@@ -6,6 +6,7 @@ import synthetic
 
 from lorakit.names.dialects import DIALECTS, format_key, parse_key, resolve
 from lorakit.names.families import ARCHITECTURES
+from lorakit.names.flux import FLUX
 from lorakit.names.lorakeys import holds_lora, read_keys
 from lorakit.names.sd import SD1, SD2
 from lorakit.names.sdxl import REFINER, SDXL
@@ -204,13 +205,13 @@ def test_rarer_spellings_resolve(key, module):
         (["lora_te1_text_model_encoder_layers_0_mlp_fc1"], SDXL),
         (["lora_te2_text_model_encoder_layers_0_mlp_fc1"], SDXL),
         (["text_encoder_2.text_model.encoder.layers.0.mlp.fc1"], SDXL),
-        (["lora_unet_double_blocks_0_img_attn_qkv"], None),
+        (["lora_unet_double_blocks_0_img_attn_qkv"], FLUX),
         (
             [
                 "lora_te1_text_model_encoder_layers_0_mlp_fc1",
                 "lora_unet_double_blocks_0_img_attn_qkv",
             ],
-            None,
+            FLUX,
         ),
         (["base_model.model.model.layers.0.self_attn.q_proj"], None),
         ([], None),
