@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lorakit.names.architectures import Architecture, component_of, flat_name
 from lorakit.names.detection import detect
-from lorakit.names.loratable import OTHER_PATTERNS, ROLE_PATTERNS
+from lorakit.names.loratable import BIAS_PATTERNS, OTHER_PATTERNS, ROLE_PATTERNS
 from lorakit.names.spelling import DENOISERS, TEXT_ENCODERS, Spelling, spelling_of
 
 DIALECTS = ("kohya", "kohya-diffusers", "diffusers", "peft", "comfyui")
@@ -24,12 +24,18 @@ _KOHYA_PREFIX = {
     "text_encoder_2": "lora_te2_",
     "text_encoder_3": "lora_te3_",
 }
+BUNDLED = "bundle_emb."
+"""What the keys of textual inversions begin with that come along in a LoRA's file."""
+_NAMED_BY_PEFT = ("dora", "oft", "ia3")
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedKey:
-    """A key taken apart: the module as the file spells it, the role, the kind of adapter."""
+    """A key taken apart: the module as the file spells it, the role, the kind of adapter.
+
+    What changes the module's bias has the kind "bias".
+    """
 
     raw: str
     role: str
@@ -50,15 +56,26 @@ class Resolution:
 
 def parse_key(key: str) -> ParsedKey | None:
     """Take a LoRA key apart; None where nobody claims it."""
-    if key.startswith("bundle_emb."):
+    if key.startswith(BUNDLED):
         return ParsedKey(raw=key, role="embedding", kind="embedding")
+    for role, pattern in BIAS_PATTERNS:
+        if found := pattern.fullmatch(key):
+            return ParsedKey(raw=found["raw"], role=role, kind="bias")
     for role, pattern in ROLE_PATTERNS:
         if found := pattern.fullmatch(key):
             return ParsedKey(raw=_plain(found["raw"], found["suffix"]), role=role, kind="lora")
     for kind, pattern in OTHER_PATTERNS:
         if found := pattern.fullmatch(key):
-            return ParsedKey(raw=found["raw"], role=found["suffix"].lstrip("."), kind=kind)
+            return ParsedKey(raw=found["raw"], role=_role(found["suffix"], kind), kind=kind)
     return None
+
+
+def _role(suffix: str, kind: str) -> str:
+    """Return the suffix without its dot, and without the name that PEFT gives an adapter."""
+    first, *rest = suffix.lstrip(".").split(".")
+    if first == "scale":
+        return "set_weight"
+    return first if kind in _NAMED_BY_PEFT or not rest else f"{first}.{rest[-1]}"
 
 
 def _plain(raw: str, suffix: str) -> str:

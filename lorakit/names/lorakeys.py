@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lorakit.names.architectures import Architecture
-from lorakit.names.dialects import parse_key, resolve
+from lorakit.names.checkpoints import BIAS
+from lorakit.names.dialects import BUNDLED, ParsedKey, parse_key, resolve
 
-_COMMON_WORDS = ("dora", "glora", "tlora")
+_COMMON_WORDS = ("dora", "glora", "tlora", "set")
 """Kinds with suffixes that a checkpoint may have too, such as `.a1.weight`."""
 
 
@@ -23,13 +24,15 @@ class ModuleKeys:
 class LoraKeys:
     """What the keys of a LoRA file say.
 
-    `modules` holds a module's spellings in sorted order: two where a file stores it twice.
-    `unclaimed` are the keys that nobody knows.
+    `modules` holds a module's spellings in sorted order: two where a file stores it twice. What
+    changes a bias is a module of its own, called `….bias`. `carried` are the keys of textual
+    inversions that come along, `unclaimed` those that nobody knows.
     """
 
     architecture: Architecture | None
     dialect: str
     modules: Mapping[str, tuple[ModuleKeys, ...]]
+    carried: tuple[str, ...]
     unclaimed: tuple[str, ...]
 
 
@@ -40,26 +43,39 @@ def read_keys(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]
         shapes: key -> shape, as the header tells.
         metadata: the header's metadata, for hints that the keys leave open.
     """
-    parsed = {key: found for key in sorted(shapes) if (found := parse_key(key)) is not None}
-    spellings: dict[str, list[dict[str, str]]] = {}
-    kinds: dict[str, set[str]] = {}
+    parsed = _parsed(shapes)
+    spellings: dict[tuple[str, str], list[dict[str, str]]] = {}
+    kinds: dict[tuple[str, str], set[str]] = {}
     for key, found in parsed.items():
-        _group(spellings.setdefault(found.raw, []), found.role)[found.role] = key
-        if found.role != "alpha":
-            kinds.setdefault(found.raw, set()).add(found.kind)
+        at = (found.raw, BIAS if found.kind == "bias" else "")
+        _group(spellings.setdefault(at, []), found.role)[found.role] = key
+        if found.role not in ("alpha", "scale"):
+            kinds.setdefault(at, set()).add(found.kind)
     downs = {found.raw: shapes[key] for key, found in parsed.items() if found.role == "down"}
-    resolution = resolve(spellings, downs, metadata)
+    resolution = resolve((raw for raw, _ in spellings), downs, metadata)
     modules: dict[str, tuple[ModuleKeys, ...]] = {}
-    for raw in sorted(spellings):
-        module, kind = resolution.modules[raw], frozenset(kinds.get(raw, {"lora"}))
-        found_there = (ModuleKeys(raw=raw, kinds=kind, keys=keys) for keys in spellings[raw])
+    for raw, bias in sorted(spellings):
+        module, kind = resolution.modules[raw] + bias, frozenset(kinds.get((raw, bias), {"lora"}))
+        found_there = (ModuleKeys(raw=raw, kinds=kind, keys=k) for k in spellings[raw, bias])
         modules[module] = (*modules.get(module, ()), *found_there)
+    carried = tuple(sorted(key for key in shapes if key.startswith(BUNDLED)))
     return LoraKeys(
         architecture=resolution.architecture,
         dialect=resolution.dialect,
         modules={module: modules[module] for module in sorted(modules)},
-        unclaimed=tuple(sorted(shapes.keys() - parsed.keys())),
+        carried=carried,
+        unclaimed=tuple(sorted(shapes.keys() - parsed.keys() - set(carried))),
     )
+
+
+def _parsed(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, ParsedKey]:
+    """Take the keys apart; a plain `.weight` is IA3's where `.on_input` is beside it."""
+    parsed = {key: found for key in sorted(shapes) if (found := parse_key(key)) is not None}
+    parsed = {key: found for key, found in parsed.items() if found.kind != "embedding"}
+    for found in [found for found in parsed.values() if found.role == "on_input"]:
+        if f"{found.raw}.weight" in shapes:
+            parsed[f"{found.raw}.weight"] = ParsedKey(raw=found.raw, role="weight", kind="ia3")
+    return parsed
 
 
 def _group(spellings: list[dict[str, str]], role: str) -> dict[str, str]:
@@ -78,6 +94,6 @@ def holds_lora(keys: Mapping[str, object]) -> bool:
     such keys make a LoRA only where every key is some adapter's.
     """
     parsed = [parse_key(key) for key in keys]
-    found = [key for key in parsed if key is not None and key.role != "alpha"]
+    found = [key for key in parsed if key is not None and key.role not in ("alpha", "scale")]
     sure = any(key.kind not in _COMMON_WORDS for key in found)
     return sure or (bool(found) and None not in parsed)

@@ -8,19 +8,32 @@ ROLES: Mapping[str, tuple[str, ...]] = {
         r"\.lora_down(?:\.weight)?",
         r"\.lora_A(?:\.(?!weight$)[^.]+)?(?:\.weight)?",
         r"\.lora\.down\.weight",
-        r"_lora\.down\.weight",
+        r"(?<!\.processor\.qkv)(?<!\.processor\.proj)_lora\.down\.weight",
+        r"(?<=_lora[12])\.down\.weight",
+        r"(?:(?<=\.processor\.qkv_lora)|(?<=\.processor\.proj_lora))\.down\.weight",
         r"\.lora_linear_layer\.down\.weight",
     ),
     "up": (
         r"\.lora_up(?:\.weight)?",
         r"\.lora_B(?:\.(?!weight$|bias$)[^.]+)?(?:\.weight)?",
         r"\.lora\.up\.weight",
-        r"_lora\.up\.weight",
+        r"(?<!\.processor\.qkv)(?<!\.processor\.proj)_lora\.up\.weight",
+        r"(?<=_lora[12])\.up\.weight",
+        r"(?:(?<=\.processor\.qkv_lora)|(?<=\.processor\.proj_lora))\.up\.weight",
         r"\.lora_linear_layer\.up\.weight",
     ),
     "mid": (r"\.lora_mid(?:\.weight)?",),
+    "embedding_down": (r"\.lora_embedding_A(?:\.[^.]+)?",),
+    "embedding_up": (r"\.lora_embedding_B(?:\.[^.]+)?",),
     "alpha": (r"\.alpha", r"\.lora\.alpha", r"_lora\.alpha"),
+    "scale": (r"(?<!_norm)\.scale",),
 }
+BIASES: Mapping[str, tuple[str, ...]] = {
+    "diff_b": (r"\.diff_b",),
+    "b_norm": (r"\.b_norm",),
+    "lora_bias": (r"\.lora_B(?:\.[^.]+)?\.bias", r"\.lora_up\.bias"),
+}
+"""What changes a layer's bias, beside whatever changes its weight."""
 OTHERS: Mapping[str, tuple[str, ...]] = {
     "dora": (r"\.dora_scale", r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", r"\.magnitude"),
     "loha": (r"\.hada_(?:w[12]_[ab]|t[12])",),
@@ -34,10 +47,10 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
         r"\.rescale",
     ),
     "ia3": (r"\.on_input", r"\.ia3_l(?:\.[^.]+)?"),
-    "full": (r"\.diff", r"\.diff_b", r"\.set_weight", r"\.reshape_weight"),
-    "norm": (r"\.[wb]_norm",),
-    "bias": (r"\.lora_B(?:\.[^.]+)?\.bias", r"\.lora_up\.bias", r"\.bias_(?:indices|values|size)"),
-    "embedding": (r"\.lora_embedding_[AB](?:\.[^.]+)?",),
+    "full": (r"\.diff", r"\.w_norm"),
+    "set": (r"\.set_weight", r"(?<=_norm)\.scale"),
+    "reshape": (r"\.reshape_weight",),
+    "sparse": (r"\.bias_(?:indices|values|size)",),
     "tlora": (r"\.[qp]_layer\.weight", r"\.lambda_layer"),
 }
 
@@ -50,4 +63,5 @@ def _compiled(table: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, re.Patte
 
 
 ROLE_PATTERNS = _compiled(ROLES)
+BIAS_PATTERNS = _compiled(BIASES)
 OTHER_PATTERNS = _compiled(OTHERS)

@@ -58,7 +58,8 @@ def test_a_full_disk_leaves_the_old_file(folder: Path, into: bool) -> None:
 @posix
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_write_leaves_the_old_file(folder: Path, sent: signal.Signals) -> None:
-    """Each tensor takes its time, so that the signal comes in the middle; shells mute it for jobs."""
+    """Each tensor takes its time, so that the signal comes in the middle of the write."""
+    # Shells mute the interrupt for jobs in the background.
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "import time, lorakit.models as models; get = models.Rounded.get;"

@@ -96,10 +96,11 @@ def test_every_suffix_of_a_plain_lora_is_read(role, suffixes):
         ("glora", ".a1.weight .a2.weight .b1.weight .b2.weight .bm.weight"),
         ("oft", ".oft_blocks .oft_diag .oft_R.weight .oft_R.default.weight .boft_R .boft_s"),
         ("ia3", ".on_input .ia3_l"),
-        ("full", ".diff .diff_b .set_weight .reshape_weight"),
-        ("norm", ".w_norm .b_norm"),
-        ("bias", ".lora_B.bias .lora_B.default.bias .lora_up.bias"),
-        ("embedding", ".lora_embedding_A .lora_embedding_B"),
+        ("full", ".diff .w_norm"),
+        ("set", ".set_weight"),
+        ("reshape", ".reshape_weight"),
+        ("sparse", ".bias_indices .bias_values .bias_size"),
+        ("bias", ".diff_b .b_norm .lora_B.bias .lora_B.default.bias .lora_up.bias"),
     ],
 )
 def test_other_adapters_are_recognised_by_kind(kind, suffixes):
