@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lorakit.lorafile import LoraFile, load_lora
     from lorakit.operations.apply import apply
     from lorakit.operations.choice import Choice
+    from lorakit.operations.convert import convert
     from lorakit.operations.cut_blocks import cut_blocks
     from lorakit.operations.extract import extract
     from lorakit.operations.inspect import inspect
@@ -35,6 +36,7 @@ _HOMES = {
     "Strength": "operations.strength",
     "TensorSource": "tensorfile.source",
     "apply": "operations.apply",
+    "convert": "operations.convert",
     "cut_blocks": "operations.cut_blocks",
     "extract": "operations.extract",
     "inspect": "operations.inspect",
@@ -58,6 +60,7 @@ __all__ = [
     "TensorSource",
     "__version__",
     "apply",
+    "convert",
     "cut_blocks",
     "extract",
     "inspect",

@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lorakit.adapters import Adapter, build
+from lorakit.adapters import Adapter, Lora, build
 from lorakit.errors import AdapterError, FileFormatError, NumericsError
 from lorakit.names.architectures import Architecture
 from lorakit.names.blocks import block_of
+from lorakit.names.checkpoints import BIAS
+from lorakit.names.generic import generic
 from lorakit.names.lorakeys import LoraKeys, ModuleKeys, read_keys
 from lorakit.peftconfig import AlphaOf, alpha_from_metadata
 from lorakit.peftfolder import is_peft_folder, open_peft
@@ -29,9 +31,10 @@ from lorakit.tensorfile.source import (
 class LoraFile:
     """A map module -> adapter, with what the file says of itself; immutable.
 
-    `dtype` is the safetensors name of the dtype to store; `sha256` the hash of the tensors' bytes
-    as they were read (Civitai's AutoV3), empty for a LoRA that was computed; `unclaimed` the keys
-    that nobody knew and that were left out on request.
+    A change of a bias is a module of its own, `….bias`. `dtype` is the safetensors name of the
+    dtype to store; `sha256` the hash of the tensors' bytes as they were read (Civitai's AutoV3),
+    empty for a LoRA that was computed; `carried` are textual inversions that come along, by key;
+    `unclaimed` the keys that nobody knew and that were left out on request.
     """
 
     name: str
@@ -41,11 +44,17 @@ class LoraFile:
     dtype: str = "F16"
     metadata: Mapping[str, str] = field(default_factory=dict)
     sha256: str = ""
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
     unclaimed: tuple[str, ...] = ()
 
     def block(self, module: str) -> str:
         """Return the block id of a module."""
         return block_of(module, self.architecture)
+
+    @property
+    def blocks(self) -> Architecture:
+        """What its blocks are called: its architecture's ids, or numbers where that is unknown."""
+        return self.architecture or generic(self.adapters)
 
     @property
     def nbytes(self) -> int:
@@ -70,7 +79,7 @@ def load_lora(
 
     Raises:
         FileFormatError: it is no LoRA, or holds a tensor that nobody claims.
-        AdapterError: a module's tensors do not make a plain LoRA.
+        AdapterError: a module's tensors do not make an adapter that lorakit knows.
         NumericsError: a factor holds NaN or infinity.
     """
     source, alpha_of = _open(path)
@@ -80,6 +89,9 @@ def load_lora(
         module: _adapter(source, module, spellings, alpha_of, header_only)
         for module, spellings in keys.modules.items()
     }
+    for module, spellings in keys.modules.items():
+        if "lora_bias" in spellings[0].keys:
+            adapters[module] = _scaled_bias(source, module, adapters)
     return LoraFile(
         name=source.name,
         adapters=adapters,
@@ -88,8 +100,20 @@ def load_lora(
         dtype=stored_dtype(adapters.values()),
         metadata=dict(source.metadata),
         sha256="" if header_only else model_hash(source),
+        carried={key: source.get(key) for key in keys.carried} if not header_only else {},
         unclaimed=keys.unclaimed,
     )
+
+
+def _scaled_bias(source: TensorSource, module: str, adapters: Mapping[str, Adapter]) -> Adapter:
+    """Scale the bias of `lora_B` as the layer's factors are; of `diff_b` there is no scale."""
+    layer = adapters.get(module.removesuffix(BIAS))
+    if not isinstance(layer, Lora):
+        raise AdapterError(
+            f"{source.name}: {module} expected lora_A and lora_B beside the bias of lora_B, found "
+            "none; the file is incomplete, get it again."
+        )
+    return adapters[module].scaled(layer.scale)
 
 
 def stored_dtype(adapters: Iterable[Adapter]) -> str:
@@ -97,8 +121,8 @@ def stored_dtype(adapters: Iterable[Adapter]) -> str:
     factors = (
         tensor.dtype
         for adapter in adapters
-        for role, tensor in adapter.tensors().items()
-        if role != "alpha"
+        for tensor in adapter.tensors().values()
+        if tensor.is_floating_point() and tensor.numel() > 1
     )
     return joint_dtype(dtype_name(dtype) for dtype in dict.fromkeys(factors))
 
@@ -148,7 +172,7 @@ def _adapter(
     down = tensors.get("down")
     rank = int(down.shape[0]) if down is not None and down.ndim else 0
     try:
-        return build(set(first.kinds), tensors, alpha_of(first.raw, rank))
+        return build(first.kinds, tensors, alpha_of(first.raw, rank))
     except (AdapterError, NumericsError) as error:
         raise type(error)(f"{source.name}: {first.raw} {error}.") from None
 

@@ -8,26 +8,31 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from lorakit.errors import FileFormatError
+from lorakit.errors import FileFormatError, NumericsError
 from lorakit.linalg.factored import Factors
-from lorakit.linalg.rounding import rounded_sum
+from lorakit.linalg.rounding import rounded_add, rounded_sum
+from lorakit.linalg.rounding8 import rounded8_add, rounded8_sum
 from lorakit.names.architectures import Target
-from lorakit.names.checkpoints import CheckpointIndex, index_checkpoint
+from lorakit.names.checkpoints import BIAS, CheckpointIndex, index_checkpoint
 from lorakit.tensorfile.header import Extent, Spec
+from lorakit.tensorfile.quantised import dequantised
 from lorakit.tensorfile.source import TensorSource, torch_dtype
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-_SCALES = (".scale_weight", ".weight_scale", ".weight_scale_inv", ".absmax", ".comfy_quant")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """The place of one module: a key, and rows of it where the key holds several modules."""
+    """The place of one module: a key, and rows of it where the key holds several modules.
+
+    `transpose` and `swap` tell how the tensor is turned, or its halves exchanged, there.
+    """
 
     key: str
     shape: tuple[int, ...]
     rows: tuple[int, int]
     transpose: bool
+    swap: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -38,24 +43,49 @@ class Model:
     index: CheckpointIndex
 
     def slot(self, module: str) -> Slot | None:
-        """Return the place of a module, None where the model lacks it."""
+        """Return the place of a module or of its `.bias`, None where the model lacks it."""
         target = self.index.find(module)
         return None if target is None else _slot(target, self.source.specs[target.key])
 
+    def parts(self, module: str) -> tuple[str, ...]:
+        """Return where a module's weight is: itself, or the parts that the model holds apart.
+
+        Empty where the model lacks it.
+        """
+        if self.index.find(module) is not None:
+            return (module,)
+        layer, bias = (module.removesuffix(BIAS), BIAS) if module.endswith(BIAS) else (module, "")
+        members = tuple(part + bias for part, _ in self.index.members(layer))
+        return members if all(self.index.find(part) is not None for part in members) else ()
+
+    def shape(self, module: str) -> tuple[int, ...]:
+        """Return the shape of a module's weight; of parts that the model holds apart, joined."""
+        slots = [slot for part in self.parts(module) if (slot := self.slot(part)) is not None]
+        return (sum(slot.shape[0] for slot in slots), *slots[0].shape[1:])
+
     def weight(self, module: str) -> Tensor:
-        """Read a module's weight as [out, in · kh · kw] in fp32.
+        """Read a module's weight as [out, in · kh · kw] in fp32, a vector as one column.
 
         Raises:
             FileFormatError: the model lacks the module.
         """
-        slot = self.slot(module)
-        if slot is None:
+        parts = [self._read(slot) for p in self.parts(module) if (slot := self.slot(p)) is not None]
+        if not parts:
             raise FileFormatError(f"{self.source.name}: expected a weight of {module}, found none.")
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _read(self, slot: Slot) -> Tensor:
         tensor = self.source.get(slot.key)
         if slot.transpose:
             tensor = tensor.T
         start, stop = slot.rows
-        return tensor[start:stop].flatten(1).float()
+        tensor = tensor[start:stop].reshape(stop - start, -1).float()
+        return swapped(tensor) if slot.swap else tensor
+
+
+def swapped(tensor: Tensor) -> Tensor:
+    """Exchange the two halves of the rows."""
+    return tensor.roll(len(tensor) // 2, 0)
 
 
 def open_model(source: TensorSource) -> Model:
@@ -64,12 +94,7 @@ def open_model(source: TensorSource) -> Model:
     Raises:
         FileFormatError: its weights are quantised with scales that lorakit does not apply.
     """
-    scaled = [key for key in source.specs if key.endswith(_SCALES) or key.endswith("scaled_fp8")]
-    if scaled:
-        raise FileFormatError(
-            f"{source.name}: expected plain weights, found quantised ones ({scaled[0]}); "
-            "convert the model to fp16 or bf16 first."
-        )
+    source = dequantised(source)
     try:
         index = index_checkpoint({key: spec.shape for key, spec in source.specs.items()})
     except FileFormatError as error:
@@ -78,24 +103,49 @@ def open_model(source: TensorSource) -> Model:
 
 
 def _slot(target: Target, spec: Spec) -> Slot:
-    shape = spec.shape[::-1] if target.transpose else spec.shape
+    shape = spec.shape[::-1] if target.transpose and len(spec.shape) > 1 else spec.shape
     start, stop, of = target.part or (0, 1, 1)
     rows = (shape[0] * start // of, shape[0] * stop // of)
     return Slot(
         key=target.key,
         shape=(rows[1] - rows[0], *shape[1:]),
         rows=rows,
-        transpose=target.transpose,
+        transpose=target.transpose and len(spec.shape) > 1,
+        swap=target.swap,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Addend:
-    """A ΔW for some rows of one tensor, its factors made when they are asked for."""
+    """A ΔW for some rows of one tensor, made when it is asked for.
+
+    Args:
+        rows: of the tensor, turned where `transpose` says so.
+        transpose: whether the tensor holds the transposed weight.
+        swap: whether it holds the two halves of the rows the other way round.
+        needs_base: whether ΔW depends on the weight.
+        change: makes ΔW from the weight [out, in · kh · kw] in fp32, or from None.
+    """
 
     rows: tuple[int, int]
     transpose: bool
-    factors: Callable[[], Factors]
+    swap: bool = False
+    needs_base: bool = False
+    change: Callable[[Tensor | None], Factors | Tensor]
+
+    def on(self, tensor: Tensor) -> Factors | Tensor:
+        """Return what is added to these rows of the unchanged tensor, as they lie there."""
+        base = None
+        if self.needs_base:
+            place = _side(tensor, self)[slice(*self.rows)]
+            base = place.reshape(len(place), -1).float()
+            base = swapped(base) if self.swap else base
+        change = self.change(base)
+        if not self.swap:
+            return change
+        if isinstance(change, Tensor):
+            return swapped(change)
+        return Factors(up=swapped(change.up), down=change.down)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -128,12 +178,22 @@ class Applied:
         tensor = self.base.get(key)
         if key not in self.addends:
             return tensor
-        value = tensor.to(self.device, torch.promote_types(_wide(tensor.dtype), torch.float32))
-        for addend in self.addends[key]:
-            factors = addend.factors()
+        return self._sum(key, tensor, torch.promote_types(_wide(tensor.dtype), torch.float32))
+
+    def exact(self, key: str) -> Tensor:
+        """Read a tensor that a ΔW touches in float64: the sum before any rounding."""
+        tensor = self.base.get(key)
+        return self._sum(key, tensor, torch.float64) if key in self.addends else tensor.double()
+
+    def _sum(self, key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        value = tensor.to(self.device, dtype)
+        changes = [(addend, addend.on(tensor)) for addend in self.addends[key]]
+        for addend, change in changes:
             place = _side(value, addend)[slice(*addend.rows)]
-            delta = factors.up.to(value) @ factors.down.to(value)
-            place += delta.view_as(place)
+            delta = change
+            if isinstance(delta, Factors):
+                delta = delta.up.to(value) @ delta.down.to(value)
+            place += delta.to(value).reshape(place.shape)
         return value.cpu()
 
     def extent(self, key: str) -> Extent | None:
@@ -169,16 +229,25 @@ class Rounded:
             return self.applied.get(key)
         stored = torch_dtype(self.specs[key].dtype)
         addends = self.applied.addends[key]
-        if stored.itemsize < 2 or _overlap(addends):
+        if _overlap(addends):
             return self.applied.get(key)
+        try:
+            return self._rounded(key, addends, stored)
+        except NumericsError as error:
+            raise NumericsError(f"{self.name}: {key}: {error}") from None
+
+    def _rounded(self, key: str, addends: tuple[Addend, ...], stored: torch.dtype) -> Tensor:
         value = self.applied.base.get(key).to(self.applied.device)
+        changes = [(addend, addend.on(value)) for addend in addends]
         if len(addends) == 1 and addends[0].rows == (0, len(_side(value, addends[0]))):
-            total = _stored_sum(_side(value, addends[0]), addends[0], stored)
-            return (total.T.contiguous() if addends[0].transpose else total).cpu()
+            ((addend, change),) = changes
+            total = _stored_sum(_side(value, addend), change, stored)
+            return (total.T.contiguous() if addend.transpose else total).cpu()
         result = value.to(stored, copy=True)
-        for addend in addends:
+        for addend, change in changes:
             place = slice(*addend.rows)
-            _side(result, addend)[place] = _stored_sum(_side(value, addend)[place], addend, stored)
+            part = _side(value, addend)[place]
+            _side(result, addend)[place] = _stored_sum(part, change, stored)
         return result.cpu()
 
     def extent(self, key: str) -> Extent | None:
@@ -195,13 +264,23 @@ def stored_specs(applied: Applied, dtype: str | None) -> dict[str, Spec]:
     }
 
 
-def _stored_sum(value: Tensor, addend: Addend, stored: torch.dtype) -> Tensor:
-    factors = addend.factors()
+def _stored_sum(value: Tensor, change: Factors | Tensor, stored: torch.dtype) -> Tensor:
     flat = value.reshape(value.shape[0], math.prod(value.shape[1:]))
     device = value.device
+    if stored.itemsize < 2:
+        if isinstance(change, Tensor):
+            return rounded8_add(flat, change.to(device).reshape(flat.shape), stored).reshape(
+                value.shape
+            )
+        total = rounded8_sum(flat, change.up.to(device), change.down.to(device), stored)
+        return total.reshape(value.shape)
     # In place where the dtype stays: fresh pages cost as much as the sum.
     out = flat if flat.dtype == stored and flat.is_contiguous() else None
-    total = rounded_sum(flat, factors.up.to(device), factors.down.to(device), stored, out=out)
+    if isinstance(change, Tensor):
+        delta = change.to(device).reshape(flat.shape)
+        total = rounded_add(flat, delta, stored, out=out)
+    else:
+        total = rounded_sum(flat, change.up.to(device), change.down.to(device), stored, out=out)
     return total.reshape(value.shape)
 
 

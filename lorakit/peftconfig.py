@@ -3,7 +3,9 @@
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,6 @@ AlphaOf = Callable[[str, int], float | None]
 """(module path, rank) -> alpha, None where nothing says it."""
 
 _REFUSED = {
-    "use_dora": "DoRA",
-    "lora_bias": "biases on lora_B",
     "fan_in_fan_out": "transposed weights (fan_in_fan_out)",
     "modules_to_save": "whole modules (modules_to_save)",
     "layer_replication": "layer replication",
@@ -63,7 +63,7 @@ def alpha_from_config(config: Mapping[str, Any]) -> AlphaOf:
     Source: PEFT 0.21.2, `get_pattern_key`.
     """
     patterns: Mapping[str, Any] = config.get("alpha_pattern") or {}
-    default = config.get("lora_alpha")
+    default = config.get("lora_alpha", config.get("alpha"))
     rooted = bool(config.get("use_rslora"))
 
     def alpha_of(path: str, rank: int) -> float | None:
@@ -98,35 +98,51 @@ def alpha_from_metadata(metadata: Mapping[str, str]) -> AlphaOf:
     return alpha_of
 
 
-def format_config(ranks: Mapping[str, int]) -> str:
-    """Write the configuration of an adapter whose scale is 1 everywhere.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeftLayer:
+    """What PEFT's configuration says of one layer."""
+
+    rank: int
+    alpha: float
+    dora: bool = False
+
+
+def format_config(layers: Mapping[str, PeftLayer]) -> str:
+    """Write the configuration of an adapter: rank and alpha of every layer.
 
     Args:
-        ranks: module path -> rank.
+        layers: module path -> rank and alpha.
 
     Paths in patterns are regular expressions to PEFT, and match ends: dots are escaped and every
-    path that differs from the most frequent rank is named whole.
+    path that differs from the most frequent value is named whole.
     """
-    counts: dict[int, int] = {}
-    for rank in ranks.values():
-        counts[rank] = counts.get(rank, 0) + 1
-    common = max(sorted(counts), key=lambda rank: counts[rank])
-    pattern = {f"^{re.escape(p)}": r for p, r in sorted(ranks.items()) if r != common}
+    ranks = {path: layer.rank for path, layer in sorted(layers.items())}
+    alphas = {path: layer.alpha for path, layer in sorted(layers.items())}
+    rank, alpha = _most_frequent(ranks.values()), _most_frequent(alphas.values())
     config = {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": None,
         "inference_mode": True,
-        "r": common,
-        "lora_alpha": common,
-        "rank_pattern": pattern,
-        "alpha_pattern": pattern,
-        "target_modules": sorted(ranks),
+        "r": rank,
+        "lora_alpha": _plain(alpha),
+        "rank_pattern": {f"^{re.escape(p)}": r for p, r in ranks.items() if r != rank},
+        "alpha_pattern": {f"^{re.escape(p)}": _plain(a) for p, a in alphas.items() if a != alpha},
+        "target_modules": sorted(layers),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "use_rslora": False,
-        "use_dora": False,
+        "use_dora": any(layer.dora for layer in layers.values()),
     }
     return json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _most_frequent(values: Iterable[float]) -> float:
+    counts = Counter(values)
+    return max(sorted(counts), key=lambda value: counts[value], default=1)
+
+
+def _plain(value: float) -> float | int:
+    return int(value) if value == int(value) else value

@@ -1,26 +1,32 @@
 """A LoRA's way to disk: names, dtype, true metadata, one writer."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from lorakit.adapters import Adapter
+from lorakit.adapters import Adapter, Dora, Lora
 from lorakit.compute import Compute
+from lorakit.errors import AdapterError
+from lorakit.fusing import as_named
 from lorakit.lorafile import LoraFile
 from lorakit.models import Applied, Rounded, stored_specs
+from lorakit.names.checkpoints import BIAS
 from lorakit.names.dialects import format_key
-from lorakit.peftconfig import CONFIG, WEIGHTS, format_config
+from lorakit.peftconfig import CONFIG, WEIGHTS, PeftLayer, format_config
 from lorakit.peftfolder import ROOT
 from lorakit.progress import Progress, silent
 from lorakit.tensorfile.header import save_order
 from lorakit.tensorfile.metadata import RECIPE_KEY, recipe_json, true_metadata, with_hashes
-from lorakit.tensorfile.source import DictSource
+from lorakit.tensorfile.quantised import Requantised, dequantised_of
+from lorakit.tensorfile.source import DictSource, TensorSource
 from lorakit.tensorfile.writer import Written, cast, write_folder, write_model, write_safetensors
 
 WITH_ALPHA = ("kohya", "kohya-diffusers", "comfyui")
+EXACT = ("alpha", "scale", "on_input")
+"""Numbers that are stored as they are, whatever the dtype."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +63,7 @@ def save_lora(path: str | Path, lora: LoraFile, *, output: Output | None = None)
     """
     output = Output() if output is None else output
     dialect = output.dialect or lora.dialect
+    lora = as_named(lora, dialect)
     place = Path(path)
     if dialect == "peft" and place.suffix != ".safetensors":
         return _save_peft(place, lora, output)
@@ -92,7 +99,7 @@ def save_model(
     """
     return write_model(
         path,
-        Rounded(applied=applied, specs=stored_specs(applied, dtype)),
+        _stored(applied, dtype),
         overwrite=overwrite,
         inputs=inputs,
         compute=compute or Compute.of(),
@@ -100,45 +107,98 @@ def save_model(
     )
 
 
+def _stored(applied: Applied, dtype: str | None) -> TensorSource:
+    """Return what is written: scaled fp8 gets a fresh scale unless another dtype is asked for."""
+    rounded = Rounded(applied=applied, specs=stored_specs(applied, dtype))
+    view = dequantised_of(applied)
+    if view is None or dtype is not None:
+        return rounded
+    return Requantised(view=view, changed=rounded, touched=touched(applied), merged=applied.exact)
+
+
+def touched(applied: Applied) -> frozenset[str]:
+    """Return the keys that a model on paper changes, those of an expression inside it too."""
+    keys: set[str] = set()
+    current: TensorSource = applied
+    while isinstance(current, Applied):
+        keys.update(current.addends)
+        current = current.base
+    return frozenset(keys)
+
+
 def stored_tensors(lora: LoraFile, *, dialect: str, dtype: str) -> dict[str, Tensor]:
-    """Return a LoRA's tensors by key as a file holds them."""
-    tensors: dict[str, Tensor] = {}
+    """Return a LoRA's tensors by key as a file holds them.
+
+    Raises:
+        AdapterError: the dialect has no names for a kind of adapter.
+    """
+    tensors: dict[str, Tensor] = dict(lora.carried)
     for module, adapter in lora.adapters.items():
-        for role, tensor in _roles(adapter, dialect).items():
-            key = format_key(module, role, dialect=dialect, architecture=lora.architecture)
-            tensors[key] = tensor if role == "alpha" else cast(tensor, dtype, key)
+        layer = module.removesuffix(BIAS)
+        for role, tensor in _roles(lora, module, adapter, dialect).items():
+            key = format_key(layer, role, dialect=dialect, architecture=lora.architecture)
+            kept = role in EXACT or not tensor.is_floating_point()
+            tensors[key] = tensor if kept else cast(tensor, dtype, key)
     return tensors
 
 
-def _roles(adapter: Adapter, dialect: str) -> dict[str, Tensor]:
+def _roles(lora: LoraFile, module: str, adapter: Adapter, dialect: str) -> dict[str, Tensor]:
     tensors = adapter.tensors()
+    if module.endswith(BIAS) and "diff" in tensors:
+        tensors = {"diff_b": tensors["diff"]}
     if dialect in WITH_ALPHA:
         return tensors
-    alpha = float(tensors.pop("alpha"))
-    scale = alpha / adapter.rank
-    if "mid" in tensors:
-        factors = adapter.factors()
+    if isinstance(adapter, Lora):
+        return _without_alpha(adapter, folded=dialect == "diffusers")
+    if isinstance(adapter, Dora) and isinstance(adapter.inner, Lora) and adapter.axis == "output":
+        factors = _without_alpha(adapter.inner, folded=dialect == "diffusers")
+        return factors | {"lora_magnitude_vector": _as_peft(adapter)}
+    raise AdapterError(
+        f"{lora.name}: {module} expected a LoRA or a DoRA by output, which are all that {dialect} "
+        f"has names for, found {adapter.kind}; write kohya or comfyui, or convert it --as lora."
+    )
+
+
+def _as_peft(adapter: Dora) -> Tensor:
+    """Return the magnitude as PEFT shapes it: [out], or [1, out, 1, 1] of a convolution."""
+    flat = adapter.magnitude.reshape(-1)
+    return flat if len(adapter.shape) == 2 else flat.reshape(1, -1, *(1 for _ in adapter.shape[2:]))
+
+
+def _without_alpha(adapter: Lora, *, folded: bool) -> dict[str, Tensor]:
+    """Return `up` and `down` for a dialect without alpha.
+
+    Args:
+        adapter: a LoRA; a Tucker core is multiplied into `down`.
+        folded: put the scale into the factors: its power of two into both, which rounds nothing,
+            the rest into `up`. PEFT's configuration holds alpha instead.
+    """
+    up, down, scale = adapter.up, adapter.down, adapter.scale
+    if adapter.mid is not None:
+        factors = adapter.change()
+        up = factors.up.reshape(*factors.up.shape, *(1 for _ in adapter.shape[2:])).float()
+        down = factors.down.reshape(-1, *adapter.shape[1:]).float()
         scale = 1.0
-        up = factors.up.reshape(*factors.up.shape, *(1 for _ in adapter.shape[2:]))
-        tensors = {"up": up, "down": factors.down.reshape(-1, *adapter.shape[1:])}
-    if scale == 1.0:
-        return tensors
-    root = math.sqrt(abs(scale))
-    up, down = tensors["up"].float(), tensors["down"].float()
-    return {"up": up * math.copysign(root, scale), "down": down * root}
+    if not folded or scale == 1.0:
+        return {"up": up, "down": down}
+    rest, power = math.frexp(scale)
+    rest, power = (rest * 2, power - 1) if abs(rest) == 0.5 else (rest, power)
+    half = power // 2
+    return {"up": up.float() * (rest * 2.0 ** (power - half)), "down": down.float() * 2.0**half}
 
 
 def _metadata(lora: LoraFile, title: str, output: Output) -> dict[str, str]:
     metadata: dict[str, str] = {}
     if output.training:
-        linear = [a for a in lora.adapters.values() if a.kind == "lora"]
-        convs = [a for a in lora.adapters.values() if a.kind != "lora"]
+        ranked = [a for a in lora.adapters.values() if a.rank is not None]
+        linear = [a for a in ranked if math.prod(a.shape[2:]) == 1]
+        convs = [a for a in ranked if math.prod(a.shape[2:]) > 1]
         metadata = true_metadata(
             lora.metadata,
-            rank=_one({adapter.rank for adapter in linear or convs}),
-            alpha=_one({_alpha(adapter) for adapter in linear or convs}),
-            conv_rank=_one({adapter.rank for adapter in convs}),
-            conv_alpha=_one({_alpha(adapter) for adapter in convs}),
+            rank=_one(adapter.rank for adapter in linear or convs),
+            alpha=_one(_alpha(adapter) for adapter in linear or convs),
+            conv_rank=_one(adapter.rank for adapter in convs),
+            conv_alpha=_one(_alpha(adapter) for adapter in convs),
             base_model_version=lora.architecture.base_model_version if lora.architecture else None,
             modelspec_architecture=lora.architecture.modelspec if lora.architecture else None,
             title=title,
@@ -148,12 +208,14 @@ def _metadata(lora: LoraFile, title: str, output: Output) -> dict[str, str]:
     return metadata | {"format": "pt"} | dict(output.metadata)
 
 
-def _alpha(adapter: Adapter) -> float:
-    return float(adapter.tensors()["alpha"])
+def _alpha(adapter: Adapter) -> float | None:
+    alpha = adapter.tensors().get("alpha")
+    return None if alpha is None else float(alpha)
 
 
-def _one(values: set[int] | set[float]) -> int | float | None:
-    return next(iter(values)) if len(values) == 1 else None
+def _one(values: Iterable[float | None]) -> float | None:
+    found = set(values)
+    return next(iter(found)) if len(found) == 1 else None
 
 
 def _source(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], place: Path) -> DictSource:
@@ -176,11 +238,20 @@ def _save_peft(place: Path, lora: LoraFile, output: Output) -> Written:
         part = replace(lora, adapters=adapters)
         tensors = stored_tensors(part, dialect="peft", dtype=output.dtype or lora.dtype)
         parts[below + WEIGHTS[0]] = _source(tensors, _metadata(part, place.name, output), place)
-        ranks = {_peft_path(module, part): adapter.rank for module, adapter in adapters.items()}
-        texts[below + CONFIG] = format_config(ranks)
+        texts[below + CONFIG] = format_config(_peft_layers(part))
     return write_folder(place, parts, texts=texts, overwrite=output.overwrite, inputs=output.inputs)
 
 
-def _peft_path(module: str, lora: LoraFile) -> str:
-    key = format_key(module, "down", dialect="peft", architecture=lora.architecture)
-    return key.removeprefix(ROOT).removesuffix(".lora_A.weight")
+def _peft_layers(lora: LoraFile) -> dict[str, PeftLayer]:
+    layers = {}
+    for module, adapter in lora.adapters.items():
+        inner = adapter.inner if isinstance(adapter, Dora) else adapter
+        if not isinstance(inner, Lora):
+            continue
+        key = format_key(module, "down", dialect="peft", architecture=lora.architecture)
+        layers[key.removeprefix(ROOT).removesuffix(".lora_A.weight")] = PeftLayer(
+            rank=inner.rank,
+            alpha=inner.alpha if inner.mid is None else float(inner.rank),
+            dora=isinstance(adapter, Dora),
+        )
+    return layers

@@ -4,79 +4,68 @@ A kind is a function from the module's tensors by role to an `Adapter`. A new ki
 and its line in `BUILDERS`.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Collection, Mapping
 
 from torch import Tensor
 
-from lorakit.adapters import lora
+from lorakit.adapters import dora, full, glora, ia3, loha, lokr, lora, oft
+from lorakit.adapters.adapter import Adapter
+from lorakit.adapters.dora import Dora, magnitude_for
+from lorakit.adapters.full import Full
 from lorakit.adapters.lora import Lora
 from lorakit.errors import AdapterError
-from lorakit.linalg.factored import Factors
 
-__all__ = ["BUILDERS", "Adapter", "Lora", "build"]
-
-
-class Adapter(Protocol):
-    """What every kind of adapter can do."""
-
-    @property
-    def kind(self) -> str:
-        """The kind's name."""
-
-    @property
-    def rank(self) -> int:
-        """The rank of the stored factors."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of ΔW: (out, in) or (out, in, kh, kw)."""
-
-    def factors(self) -> Factors:
-        """Return ΔW as fp64 factors, [out, rank] and [rank, in · kh · kw]."""
-
-    def scaled(self, strength: float) -> "Adapter":
-        """Scale ΔW once, exactly."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors to store, by role."""
+__all__ = ["BUILDERS", "Adapter", "Dora", "Full", "Lora", "build", "magnitude_for"]
 
 
-BUILDERS: Mapping[str, Callable[[Mapping[str, Tensor], float | None], Adapter]] = {
+Builder = Callable[[Mapping[str, Tensor], float | None], Adapter]
+
+BUILDERS: Mapping[str, Builder] = {
     "lora": lora.build,
+    "loha": loha.build,
+    "lokr": lokr.build,
+    "glora": glora.build,
+    "oft": oft.build,
+    "ia3": ia3.build,
+    "full": full.build,
+    "bias": full.build,
+    "set": full.build_replacement,
 }
 
-_NAMES = {
-    "dora": "DoRA",
-    "loha": "LoHa",
-    "lokr": "LoKr",
-    "glora": "GLoRA",
-    "oft": "OFT or BOFT",
-    "ia3": "IA3",
-    "full": "a full-rank difference",
-    "norm": "a norm difference",
-    "bias": "a bias difference",
-    "embedding": "a bundled embedding",
+_REFUSED = {
+    "tlora": "T-LoRA, whose change depends on the time step",
+    "reshape": "a change of a layer's shape (reshape_weight)",
+    "sparse": "a sparse remainder (bias_indices)",
 }
 
 
-def build(kinds: set[str], tensors: Mapping[str, Tensor], alpha: float | None) -> Adapter:
+def build(kinds: Collection[str], tensors: Mapping[str, Tensor], alpha: float | None) -> Adapter:
     """Make the adapter of one module from its tensors by role.
 
     Args:
-        kinds: the kinds that the module's keys speak of.
+        kinds: the kinds that the module's keys speak of; `dora` wraps any that needs no base.
         tensors: by role.
         alpha: what to take where no tensor says it; None for the rank.
 
     Raises:
-        AdapterError: the kind is one that lorakit does not know yet, or the tensors do not fit.
+        AdapterError: the kind is one that lorakit does not know, or the tensors do not fit.
         NumericsError: a value is not finite.
     """
-    others = sorted(kinds - BUILDERS.keys())
-    if others:
-        found = " and ".join(_NAMES.get(kind, kind) for kind in others)
+    refused = [_REFUSED[kind] for kind in sorted(kinds) if kind in _REFUSED]
+    if refused:
         raise AdapterError(
-            f"is {found}; lorakit reads LoRA and LoCon, so bake it with the tool that made it"
+            f"is {' and '.join(refused)}, which no weight can hold; use it in the tool that made it"
         )
-    (kind,) = kinds
-    return BUILDERS[kind](tensors, alpha)
+    inner = sorted(set(kinds) - {"dora"})
+    if len(inner) != 1:
+        raise AdapterError(
+            f"expected one kind of adapter, found {' and '.join(sorted(kinds))} "
+            f"({', '.join(sorted(tensors))}); the file is incomplete or two files in one"
+        )
+    if "dora" not in kinds:
+        return BUILDERS[inner[0]](tensors, alpha)
+    parts = {role: tensor for role, tensor in tensors.items() if role not in dora.ROLES}
+    found = BUILDERS[inner[0]](parts, alpha)
+    if found.needs_base or len(found.shape) < 2:
+        raise AdapterError(f"expected a magnitude beside a LoRA, found it beside {found.kind}")
+    return dora.wrap(found, tensors)

@@ -6,6 +6,7 @@ from types import TracebackType
 import click
 
 from lorakit.cli._guard import INTERRUPTED, Refused, WrongUsage
+from lorakit.cli.convert import convert
 from lorakit.cli.cut_blocks import cut_blocks
 from lorakit.cli.extract import extract
 from lorakit.cli.inspect import inspect
@@ -23,7 +24,7 @@ def lorakit() -> None:
     """Merge, extract, resize and cut LoRAs: exact, streaming, fast."""
 
 
-for command in (merge, extract, resize, cut_blocks, inspect, presets):
+for command in (merge, extract, resize, cut_blocks, convert, inspect, presets):
     lorakit.add_command(command)
 
 

@@ -146,6 +146,24 @@ _COMMON = tuple(Common.__dataclass_fields__)
 _RULE = ("rank", "conv_rank", "energy", "error", "sv_ratio", "sv_sum", "size")
 
 
+presets_file_option = click.option(
+    "--presets-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The user's own block presets, the web UI's lbwpresets.txt.",
+)
+against_option = click.option(
+    "--against",
+    metavar="MODEL",
+    help="The model that DoRA, OFT, GLoRA and IA3 are taken on: their change depends on it.",
+)
+to_option = click.option(
+    "--to",
+    "dialect",
+    type=click.Choice(("kohya", "peft", "diffusers", "comfyui")),
+    help="The names to write.",
+)
+
+
 def writing_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of every writing command; the command gets them as `common`."""
 

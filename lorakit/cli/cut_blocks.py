@@ -8,7 +8,13 @@ import click
 
 from lorakit.cli._guard import guarded
 from lorakit.cli._inputs import UserPresets, load_stack, lora_specs, read_presets
-from lorakit.cli._options import Common, one_of, writing_options
+from lorakit.cli._options import (
+    Common,
+    against_option,
+    one_of,
+    presets_file_option,
+    writing_options,
+)
 from lorakit.cli._progress import watching
 from lorakit.cli._write import finish_lora, recipe, show
 from lorakit.errors import SpecError
@@ -36,15 +42,12 @@ class _ListFirst(click.Command):
 @click.option(
     "--preset", help="NONE, ALL, INS, IND, INALL, MIDD, OUTD, OUTS, OUTALL, ALL0.5, yours."
 )
-@click.option("--weights", metavar="CSV", help="A weight a block: 12, 17, 20 or 26 values.")
+@click.option("--weights", metavar="CSV", help="A weight a block: 12, 17, 20, 26, 61 … values.")
 @click.option("--keep", metavar="IDS", help="Only these blocks: OUT03-OUT06,MID.")
 @click.option("--drop", metavar="IDS", help="All but these blocks.")
 @click.option("--elements", metavar="RULES", help="Rules for parts of blocks: IN05-OUT05:attn:0.")
-@click.option(
-    "--presets-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The user's own presets, the web UI's lbwpresets.txt.",
-)
+@presets_file_option
+@against_option
 @click.option("--list", "list_only", is_flag=True, help="Show the file's blocks; needs no output.")
 @writing_options
 def cut_blocks(
@@ -56,6 +59,7 @@ def cut_blocks(
     drop: str | None,
     elements: str | None,
     presets_file: Path | None,
+    against: str | None,
     list_only: bool,
     common: Common,
 ) -> None:
@@ -67,6 +71,7 @@ def cut_blocks(
     from lorakit.operations.cut_blocks import cut_blocks as cut
     from lorakit.operations.cut_blocks import cut_pieces
     from lorakit.operations.plan import plan_kept
+    from lorakit.tensorfile.source import open_source
 
     del list_only
     loaded = load_stack(
@@ -81,11 +86,17 @@ def cut_blocks(
         one_of(**given)
     if loaded.specs[0].strength != 1:
         raise SpecError(f"{lora}: cut-blocks takes a LoRA without a strength; use --weights.")
-    blocks = _blocks(given, file.architecture, read_presets(presets_file))
-    rules = parse_elements(elements, file.architecture) if elements else ()
+    blocks = _blocks(given, file.blocks, read_presets(presets_file))
+    rules = parse_elements(elements, file.blocks) if elements else ()
+    base = None if against is None or common.dry_run else open_source(against)
     with watching(quiet=common.quiet) as progress:
         cut_lora, report = cut(
-            file, blocks=blocks, elements=rules, measure=not common.dry_run, progress=progress
+            file,
+            blocks=blocks,
+            elements=rules,
+            against=base,
+            measure=not common.dry_run,
+            progress=progress,
         )
     if common.dry_run:
         plan = plan_kept(report, cut_lora, lora=file, compute=common.compute())
@@ -97,14 +108,14 @@ def cut_blocks(
         report,
         common,
         made_by=recipe("cut-blocks", loaded.recipe(), options),
-        inputs=loaded.paths,
-        pieces=cut_pieces(file, cut_lora, blocks=blocks, elements=rules),
+        inputs=[*loaded.paths, *([Path(against)] if against else [])],
+        pieces=cut_pieces(file, cut_lora, blocks=blocks, elements=rules, against=base),
     )
     show(common, report)
 
 
 def _blocks(
-    given: dict[str, str | None], architecture: "Architecture | None", presets: UserPresets
+    given: dict[str, str | None], architecture: "Architecture", presets: UserPresets
 ) -> dict[str, float]:
     text = given["preset"] or given["weights"]
     if text:

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, TypedDict
 import click
 
 from lorakit.cli._inputs import read_presets
-from lorakit.cli._options import Common, rank_options, writing_options
+from lorakit.cli._options import (
+    Common,
+    presets_file_option,
+    rank_options,
+    to_option,
+    writing_options,
+)
 from lorakit.cli._progress import watching
 from lorakit.cli._sides import Side, open_sides
 from lorakit.cli._write import finish_lora, recipe, rule_options, show
@@ -39,8 +45,11 @@ class Settings(TypedDict):
 @click.option(
     "--as",
     "kind",
-    type=click.Choice(("lora", "locon")),
-    help="locon takes 3x3 convolutions too; it is chosen when --conv-rank is given, or no rank.",
+    type=click.Choice(("lora", "locon", "dora", "full")),
+    help=(
+        "locon takes 3x3 convolutions too (chosen when --conv-rank is given, or no rank); dora "
+        "adds a magnitude by output; full keeps ΔW itself, biases and norms too."
+    ),
 )
 @click.option("--only", multiple=True, metavar="REGEX", help="Layers by name or block id.")
 @click.option("--exclude", multiple=True, metavar="REGEX", help="Leave out layers likewise.")
@@ -59,19 +68,8 @@ class Settings(TypedDict):
     show_default=True,
     help="How a dense ΔW is decomposed; fast is randomised, with its error measured.",
 )
-@click.option(
-    "--to",
-    "dialect",
-    type=click.Choice(("kohya", "peft", "diffusers", "comfyui")),
-    default="kohya",
-    show_default=True,
-    help="The names to write.",
-)
-@click.option(
-    "--presets-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The user's own block presets, for lbw= in the arguments.",
-)
+@to_option
+@presets_file_option
 @writing_options
 @rank_options
 def extract(
@@ -84,7 +82,7 @@ def extract(
     min_change: float,
     alpha: float | None,
     svd: str,
-    dialect: str,
+    dialect: str | None,
     presets_file: Path | None,
     rule: "RankRule",
     common: Common,
@@ -99,9 +97,22 @@ def extract(
     if alpha == 0:
         raise SpecError("--alpha 0 would make the LoRA do nothing; give another number.")
     convs = rule.conv_rank is not None or rule.exact if kind is None else kind == "locon"
-    choice = Choice(convs=convs, only=only, exclude=exclude, min_change=min_change, svd=svd)
+    convs = convs or kind == "full" or (kind == "dora" and rule.exact)
+    choice = Choice(
+        convs=convs,
+        kind=kind if kind in ("dora", "full") else "lora",
+        only=only,
+        exclude=exclude,
+        min_change=min_change,
+        svd=svd,
+    )
     sides = open_sides(original, tuned, presets=read_presets(presets_file), common=common)
-    settings: Settings = {"rule": rule, "choice": choice, "alpha": alpha, "dialect": dialect}
+    settings: Settings = {
+        "rule": rule,
+        "choice": choice,
+        "alpha": alpha,
+        "dialect": dialect or "kohya",
+    }
     made = _from_loras if sides[0].source is None else _from_models
     lora, report, pieces = made(sides, settings, common)
     if lora is not None:
@@ -133,7 +144,9 @@ def _from_loras(sides: tuple[Side, Side], settings: "Settings", common: Common) 
     from lorakit.operations.subtract import difference, subtract, subtract_pieces
 
     stacks = sides[0].stack, sides[1].stack
-    pieces, _ = subtract_pieces(*stacks, settings["choice"])
+    if settings["choice"].kind != "lora":
+        raise SpecError("--as dora and --as full need two models; two LoRAs give a LoRA.")
+    pieces, _ = subtract_pieces(*stacks, settings["choice"], dialect=settings["dialect"])
     compute = common.compute()
     if common.dry_run:
         loras = [lora for lora, _ in difference(*stacks)]
@@ -159,7 +172,12 @@ def _from_models(sides: tuple[Side, Side], settings: "Settings", common: Common)
         settings["rule"] = DEFAULT_RULE
     compute, allowed = common.compute(), common.allow_unmatched
     models = open_model(before), open_model(after)
-    pieces, _ = extract_pieces(*models, choice=settings["choice"], allow_unmatched=allowed)
+    pieces, _ = extract_pieces(
+        *models,
+        choice=settings["choice"],
+        dialect=settings["dialect"],
+        allow_unmatched=allowed,
+    )
     if common.dry_run:
         rule, dtype = settings["rule"], common.dtype or "F16"
         plan = plan_lora("extract", pieces, rule=rule, dtype=dtype, inputs=[], compute=compute)

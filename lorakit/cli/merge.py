@@ -13,7 +13,13 @@ from lorakit.cli._inputs import (
     open_expression,
     read_presets,
 )
-from lorakit.cli._options import Common, rank_options, writing_options
+from lorakit.cli._options import (
+    Common,
+    against_option,
+    presets_file_option,
+    rank_options,
+    writing_options,
+)
 from lorakit.cli._progress import watching
 from lorakit.cli._write import finish_lora, finish_model, recipe, rule_options, show
 from lorakit.errors import SpecError
@@ -40,11 +46,8 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, file_okay=False),
     help="Where the files of the tags are; the current folder if left out.",
 )
-@click.option(
-    "--presets-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The user's own block presets, the web UI's lbwpresets.txt.",
-)
+@presets_file_option
+@against_option
 @writing_options
 @rank_options
 def merge(
@@ -55,6 +58,7 @@ def merge(
     prompt: str | None,
     lora_dir: Path | None,
     presets_file: Path | None,
+    against: str | None,
     rule: "RankRule",
     common: Common,
 ) -> None:
@@ -72,35 +76,45 @@ def merge(
         allow_unmatched=common.allow_unmatched,
     )
     if into is None:
-        show(common, _into_lora(loaded, rule, common, method))
+        show(common, _into_lora(loaded, rule, common, method, against))
         return
+    if against is not None:
+        raise SpecError("--into names the model already; leave --against out.")
     if not rule.exact:
         raise SpecError("Rank rules shape a LoRA; with --into there is none, leave them out.")
     show(common, _into_model(into, loaded, presets, common, method))
 
 
-def _into_lora(loaded: Loaded, rule: "RankRule", common: Common, method: str) -> "Report":
+def _into_lora(
+    loaded: Loaded, rule: "RankRule", common: Common, method: str, against: str | None
+) -> "Report":
     from lorakit.lorafile import joint_dtype
+    from lorakit.models import open_model
     from lorakit.operations.merge import merge as merge_loras
     from lorakit.operations.merge import merge_pieces
     from lorakit.operations.plan import plan_lora
+    from lorakit.tensorfile.source import open_source
 
     stack = loaded.stack
-    pieces, _ = merge_pieces(stack)
+    base = None if against is None else open_source(against)
+    pieces, _ = merge_pieces(stack, model=None if base is None else open_model(base))
     compute = common.compute()
     if common.dry_run:
         loras = [lora for lora, _ in stack]
         dtype = common.dtype or joint_dtype(lora.dtype for lora in loras)
         return plan_lora("merge", pieces, rule=rule, dtype=dtype, inputs=loras, compute=compute)
     with watching(quiet=common.quiet) as progress:
-        merged, report = merge_loras(stack, rule=rule, compute=compute, progress=progress)
-    options = {"method": method, "dtype": common.dtype, **rule_options(rule)}
+        merged, report = merge_loras(
+            stack, rule=rule, against=base, compute=compute, progress=progress
+        )
+    name = None if against is None else Path(against).name
+    options = {"method": method, "against": name, "dtype": common.dtype, **rule_options(rule)}
     return finish_lora(
         merged,
         report,
         common,
         made_by=recipe("merge", loaded.recipe(), options),
-        inputs=loaded.paths,
+        inputs=[*loaded.paths, *([Path(against)] if against else [])],
         pieces=pieces,
     )
 

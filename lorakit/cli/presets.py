@@ -7,17 +7,14 @@ import click
 
 from lorakit.cli._guard import guarded
 from lorakit.cli._inputs import read_presets
+from lorakit.cli._options import presets_file_option
 from lorakit.names.blocks import block_ids, fits, weights_of
 from lorakit.names.families import ARCHITECTURES
-from lorakit.names.presets import NAMES
+from lorakit.names.presets import preset_names
 
 
 @click.command()
-@click.option(
-    "--presets-file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The user's own presets, the web UI's lbwpresets.txt.",
-)
+@presets_file_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("-v", "--verbose", count=True, help="-vv shows tracebacks.")
 @guarded
@@ -28,7 +25,7 @@ def presets(*, presets_file: Path | None, as_json: bool, verbose: int) -> None:
     found = {
         architecture.id: {
             name: weights_of(name, architecture, own)
-            for name in (*NAMES, *own)
+            for name in (*preset_names(architecture), *own)
             if name not in own or fits(own[name], architecture)
         }
         for architecture in ARCHITECTURES

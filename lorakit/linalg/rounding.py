@@ -1,5 +1,6 @@
 """Sums that round to a stored dtype as the exact sum does."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,16 +35,41 @@ def rounded_sum(
     if base.device.type == "mps":
         # MPS has no fp64.
         return rounded_sum(base.cpu(), up.cpu(), down.cpu(), dtype).to(base.device)
+    left, right = up.double(), down.double()
+    return _rounded(base, dtype, out, lambda block, rows: block.addmm_(left[rows], right))
+
+
+def rounded_add(
+    base: Tensor, delta: Tensor, dtype: torch.dtype, *, out: Tensor | None = None
+) -> Tensor:
+    """Return base + delta, rounded once to `dtype` from its float64 value.
+
+    Args:
+        base: [m, n], any float dtype, any strides.
+        delta: [m, n].
+        dtype: what to round to.
+        out: where to put it, contiguous [m, n] of `dtype`; `base` itself will do.
+    """
+    if base.device.type == "mps":
+        return rounded_add(base.cpu(), delta.cpu(), dtype).to(base.device)
+    return _rounded(base, dtype, out, lambda block, rows: block.add_(delta[rows]))
+
+
+def _rounded(
+    base: Tensor,
+    dtype: torch.dtype,
+    out: Tensor | None,
+    add: Callable[[Tensor, slice], Tensor],
+) -> Tensor:
     result = torch.empty(base.shape, dtype=dtype, device=base.device) if out is None else out
     if not result.numel():
         return result
     size = _BLOCK if base.device.type == "cpu" else _BLOCK_ON_A_DEVICE
     step = min(len(base), max(1, size // base.shape[1]))
-    left, right = up.double(), down.double()
     scratch = _Scratch.of(step, base.shape[1], base.device)
     for start in range(0, len(base), step):
         rows = slice(start, start + step)
-        exact = scratch.widened(base[rows]).addmm_(left[rows], right)
+        exact = add(scratch.widened(base[rows]), rows)
         if dtype.itemsize > 2:
             result[rows] = exact
         else:

@@ -67,7 +67,7 @@ def _rule(text: str, architecture: Architecture) -> ElementRule:
     negated, words = _negated(fields[1])
     elements = tuple(words.split())
     for element in elements:
-        if not _spoken(architecture, element):
+        if architecture.modules and not _spoken(architecture, element):
             raise SpecError(
                 f"'{text.strip()}': {element} is in no layer's name; try attn, ff, to_k."
             )
@@ -105,15 +105,22 @@ def _holds(rule: ElementRule, module: str, block: str, architecture: Architectur
         return False
     if not rule.elements or architecture is None:
         return True
-    found = any(module in _spoken(architecture, element) for element in rule.elements)
+    if module in architecture.modules:
+        found = any(module in _spoken(architecture, element) for element in rule.elements)
+    else:
+        found = any(_word(element).search(module) for element in rule.elements)
     return found != rule.negated
+
+
+@cache
+def _word(element: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:^|[._]){re.escape(element).replace('_', '[._]')}\d*(?:$|[._])")
 
 
 @cache
 def _spoken(architecture: Architecture, element: str) -> frozenset[str]:
     """Return the modules whose names hold an element."""
-    pattern = rf"(?:^|[._]){re.escape(element).replace('_', '[._]')}\d*(?:$|[._])"
-    holds = re.compile(pattern).search
+    holds = _word(element).search
     modules = architecture.modules.values()
     web = {n.module for n in modules if holds(n.original if n.component in DENOISERS else n.path)}
     return frozenset(web or {n.module for n in modules if holds(n.path)})

@@ -27,6 +27,7 @@ _LABEL = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "
 _RESNETS = 2
 """Resnets of a down level; an up level has one more."""
 _STEP = _RESNETS + 1
+_3X3 = (".conv1", ".conv2", "samplers.0.conv", "unet.conv_in", "unet.conv_out")
 _BLOCK_NORMS = ("norm1", "norm2", "norm3")
 ROOTS = (
     *("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out."),
@@ -109,6 +110,11 @@ def _name(path: str, original: str) -> ModuleName:
 
 def _norm(path: str, original: str) -> ModuleName:
     return ModuleName(module=f"unet.{path}", original=original, norm=True)
+
+
+def is_3x3(module: str) -> bool:
+    """Tell whether a module is one of a UNet's convolutions with a kernel of 3x3."""
+    return module.startswith("unet.") and module.endswith(_3X3)
 
 
 def unet_blocks(levels: int) -> tuple[str, ...]:

@@ -3,12 +3,29 @@
 import math
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from lorakit.compute import Compute
 from lorakit.errors import AdapterError, UnmatchedError
+from lorakit.fusing import is_split, split
+from lorakit.linalg.factored import Factors
 from lorakit.models import Addend, Applied, Model, Slot, open_model
-from lorakit.operations.stack import Part, Stack, architecture_of, flat, parts_of, total, unclaimed
+from lorakit.operations.stack import (
+    Part,
+    Stack,
+    architecture_of,
+    flat,
+    needs_base,
+    parts_of,
+    shape_of,
+    total,
+    unclaimed,
+)
 from lorakit.report import Report, Row, name_some
 from lorakit.tensorfile.source import TensorSource
+
+FIRST_LAYERS = ("conv_in", "x_embedder", "pos_embed.proj", "patch_embedding", "img_in")
+"""Layers that some models of an architecture have with more inputs: a mask, a picture, a depth."""
 
 
 def apply(
@@ -36,7 +53,7 @@ def apply(
     Source: the web UI's sum; supermerger adds one LoRA after another and rounds each time.
     """
     model = open_model(base)
-    _check_architecture(model, stack)
+    stack = _as_stored(model, stack)
     addends: dict[str, tuple[Addend, ...]] = {}
     rows: list[Row] = []
     unmatched: list[str] = []
@@ -46,38 +63,114 @@ def apply(
         if slot is None:
             unmatched.append(module)
         elif parts:
-            _check_shape(model, module, slot, parts)
-            addends[slot.key] = (*addends.get(slot.key, ()), _addend(slot, parts))
-            rank = sum(adapter.rank for adapter, _ in parts)
-            rows.append(Row(module=module, block=block_of[module], rank_before=rank, note=slot.key))
+            addend, note = _addend(model, stack, module, slot, parts)
+            addends[slot.key] = (*addends.get(slot.key, ()), addend)
+            ranks = [adapter.rank for adapter, _ in parts if adapter.rank is not None]
+            rank = sum(ranks) if ranks else None
+            rows.append(
+                Row(module=module, block=block_of[module], rank_before=rank, note=slot.key + note)
+            )
+    if unmatched:
+        _check_architecture(model, stack)
     _check_matched(model, unmatched, allow_unmatched, any_left=bool(rows))
     device = (compute or Compute()).device
-    applied = Applied(base=base, addends=addends, metadata=dict(base.metadata), device=device)
+    applied = Applied(
+        base=model.source,
+        addends=addends,
+        metadata=dict(model.source.metadata),
+        device=device,
+    )
     return applied, Report(
-        command="merge", rows=tuple(rows), unmatched=(*unmatched, *unclaimed(stack))
+        command="merge",
+        rows=tuple(rows),
+        unmatched=(*unmatched, *unclaimed(stack)),
+        notes=_notes(stack),
     )
 
 
-def _addend(slot: Slot, parts: Sequence[Part]) -> Addend:
-    return Addend(
+def _notes(stack: Stack) -> tuple[str, ...]:
+    carried = sorted({key.split(".")[1] for lora, _ in stack for key in lora.carried})
+    if not carried:
+        return ()
+    return (
+        f"{len(carried)} textual inversions ({name_some(carried)}) have no place in a checkpoint; "
+        "they stay with the LoRA.",
+    )
+
+
+def _as_stored(model: Model, stack: Stack) -> Stack:
+    """Cut fused modules into parts where the model holds them apart, or another LoRA names them."""
+    cut = any(is_split(lora) for lora, _ in stack)
+    for lora, _ in stack:
+        known = {} if lora.architecture is None else lora.architecture.fused
+        cut = cut or any(m in known and model.slot(m) is None for m in lora.adapters)
+    return tuple((split(lora), strength) for lora, strength in stack) if cut else stack
+
+
+def _addend(
+    model: Model, stack: Stack, module: str, slot: Slot, parts: Sequence[Part]
+) -> tuple[Addend, str]:
+    shape = shape_of(parts) or slot.shape
+    wanted = _missing_inputs(module, slot, parts)
+    if not wanted:
+        _check_shape(model, stack, module, slot, parts)
+
+    def change(base: Tensor | None) -> Factors | Tensor:
+        found = total(parts, base)
+        return widened(found, shape, wanted) if wanted else found
+
+    addend = Addend(
         rows=slot.rows,
         transpose=slot.transpose,
-        factors=lambda: total(parts),
+        swap=slot.swap,
+        needs_base=needs_base(parts),
+        change=change,
     )
+    note = f", {shape[1]} of its {wanted} inputs" if wanted else ""
+    return addend, note
+
+
+def _missing_inputs(module: str, slot: Slot, parts: Sequence[Part]) -> int:
+    """Return how many inputs a first layer has where the LoRA's has fewer: inpainting, depth."""
+    shape = shape_of(parts) or slot.shape
+    grown = len(shape) == len(slot.shape) > 1 and slot.shape[1] > shape[1]
+    same = grown and (shape[0], *shape[2:]) == (slot.shape[0], *slot.shape[2:])
+    return slot.shape[1] if same and module.endswith(FIRST_LAYERS) else 0
+
+
+def widened(change: Factors | Tensor, shape: tuple[int, ...], inputs: int) -> Factors | Tensor:
+    """Return ΔW with zeros for the inputs that it does not know.
+
+    Args:
+        change: ΔW of `shape`, flattened to [out, in · kh · kw].
+        shape: (out, in) or (out, in, kh, kw).
+        inputs: how many inputs the layer has.
+
+    Source: the web UI, which pads so for inpainting models.
+    """
+    matrix = change if isinstance(change, Tensor) else change.down
+    kernels = matrix.reshape(len(matrix), *shape[1:])
+    wide = kernels.new_zeros(len(matrix), inputs, *shape[2:])
+    wide[:, : shape[1]] = kernels
+    flattened = wide.flatten(1)
+    return flattened if isinstance(change, Tensor) else Factors(up=change.up, down=flattened)
 
 
 def _check_architecture(model: Model, stack: Stack) -> None:
     ours, theirs = model.index.architecture, architecture_of(stack)
-    if ours is not None and theirs is not None and ours.id != theirs.id:
+    if ours is not None and theirs is not None and ours.kin != theirs.kin:
         raise AdapterError(
             f"{model.source.name}: expected a model for {theirs.title}, as {stack[0][0].name} "
             f"needs, found {ours.title}; choose a base of the LoRA's architecture."
         )
 
 
-def _check_shape(model: Model, module: str, slot: Slot, parts: Sequence[Part]) -> None:
-    shape = parts[0][0].shape
+def _check_shape(
+    model: Model, stack: Stack, module: str, slot: Slot, parts: Sequence[Part]
+) -> None:
+    shape = shape_of(parts) or slot.shape
     if flat(slot.shape) != flat(shape) or math.prod(slot.shape) != math.prod(shape):
+        _check_architecture(model, stack)
         raise AdapterError(
             f"{model.source.name}: {module} ({slot.key}) expected a change of {list(slot.shape)}, "
             f"found {list(shape)}; the LoRA was made for another model."

@@ -14,11 +14,13 @@ class Choice:
         convs: take kernels over 1x1 too (LoCon).
         only: regular expressions; a layer's name or block id must match one.
         exclude: regular expressions; none may match.
+        kind: "lora" or "dora" of a rank, or "full" for ΔW itself, biases and norms too.
         min_change: leave out a layer whose ‖ΔW‖ / ‖W‖ is below; 0 leaves out equal layers only.
         svd: "auto", "exact" or "fast".
     """
 
     convs: bool = True
+    kind: str = "lora"
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     min_change: float = 0.0

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
@@ -9,8 +10,10 @@ from lorakit.compute import Compute
 from lorakit.errors import AdapterError, UnmatchedError
 from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile
-from lorakit.models import Model, Slot, open_model
+from lorakit.models import Model, open_model
 from lorakit.names.blocks import block_of
+from lorakit.names.checkpoints import BIAS
+from lorakit.names.dialects import joins
 from lorakit.operations.choice import Choice
 from lorakit.operations.lost import with_lost_changes
 from lorakit.operations.outcome import from_pieces
@@ -64,7 +67,9 @@ def extract(
     choice = Choice() if choice is None else choice
     compute = compute or Compute.of()
     models = open_model(original), open_model(tuned)
-    pieces, unmatched = extract_pieces(*models, choice=choice, allow_unmatched=allow_unmatched)
+    pieces, unmatched = extract_pieces(
+        *models, choice=choice, dialect=dialect, allow_unmatched=allow_unmatched
+    )
     lora, report = from_pieces(
         pieces,
         command="extract",
@@ -77,7 +82,7 @@ def extract(
             dtype="F16",
         ),
         alpha=alpha,
-        method=choice.svd,
+        choice=choice,
         compute=compute,
         progress=progress,
     )
@@ -86,34 +91,57 @@ def extract(
 
 
 def extract_pieces(
-    original: Model, tuned: Model, *, choice: Choice, allow_unmatched: bool = False
+    original: Model,
+    tuned: Model,
+    *,
+    choice: Choice,
+    dialect: str = "kohya",
+    allow_unmatched: bool = False,
 ) -> tuple[list[Piece], tuple[str, ...]]:
-    """Return a piece a chosen layer of tuned − original, and the layers only one of them has."""
+    """Return a piece a chosen module of tuned − original, and the modules only one of them has.
+
+    The modules are those that the dialect names: fused, as the single file has them, or not.
+    """
     _check_architectures(original, tuned)
-    modules, unmatched = _shared_modules(original, tuned, choice, allow_unmatched)
-    slots = {module: slot for module in modules if (slot := tuned.slot(module)) is not None}
+    modules, unmatched = _shared_modules(original, tuned, choice, dialect, allow_unmatched)
     pieces = [
-        _piece(original, tuned, module, slot, choice.min_change)
-        for module, slot in slots.items()
-        if choice.convs or math.prod(slot.shape[2:]) == 1
+        _piece(original, tuned, module, choice)
+        for module in modules
+        if choice.convs or choice.kind == "full" or math.prod(tuned.shape(module)[2:]) == 1
     ]
     return pieces, unmatched
 
 
 def _check_architectures(original: Model, tuned: Model) -> None:
     ours, theirs = original.index.architecture, tuned.index.architecture
-    if ours is not None and theirs is not None and ours.id != theirs.id:
+    if ours is not None and theirs is not None and ours.kin != theirs.kin:
         raise AdapterError(
             f"{tuned.source.name}: expected a model for {ours.title} as {original.source.name} "
             f"is, found {theirs.title}; only models of one architecture can be subtracted."
         )
 
 
+def _named(model: Model, kind: str, dialect: str) -> frozenset[str]:
+    """Return what a LoRA of a kind can change in a model, under the names of a dialect."""
+    found = set(model.index.layers)
+    architecture = model.index.architecture
+    if architecture is not None and joins(dialect, architecture):
+        for whole, members in architecture.fused.items():
+            parts = {part for part, _ in members}
+            if parts <= found and architecture.original_fused(whole):
+                found = (found - parts) | {whole}
+    if kind != "full":
+        return frozenset(found)
+    norms = {module for module in model.index.targets if model.shape(module)[1:] == ()}
+    biases = {module + BIAS for module in found | norms if model.parts(module + BIAS)}
+    return frozenset(found | norms | biases)
+
+
 def _shared_modules(
-    original: Model, tuned: Model, choice: Choice, allow_unmatched: bool
+    original: Model, tuned: Model, choice: Choice, dialect: str, allow_unmatched: bool
 ) -> tuple[list[str], tuple[str, ...]]:
     architecture = tuned.index.architecture
-    ours, theirs = original.index.layers, tuned.index.layers
+    ours, theirs = (_named(model, choice.kind, dialect) for model in (original, tuned))
     chosen = [m for m in sorted(ours | theirs) if choice.takes(m, block_of(m, architecture))]
     shared = [module for module in chosen if module in ours and module in theirs]
     for module in shared:
@@ -139,28 +167,29 @@ def _shared_modules(
 
 
 def _check_shapes(original: Model, tuned: Model, module: str) -> None:
-    first, second = original.slot(module), tuned.slot(module)
-    if first is not None and second is not None and flat(first.shape) != flat(second.shape):
+    first, second = original.shape(module), tuned.shape(module)
+    if flat(first) != flat(second):
         raise AdapterError(
-            f"{tuned.source.name}: {module} expected {list(first.shape)} as in "
-            f"{original.source.name}, found {list(second.shape)}; use --exclude to leave it out."
+            f"{tuned.source.name}: {module} expected {list(first)} as in "
+            f"{original.source.name}, found {list(second)}; use --exclude to leave it out."
         )
 
 
-def _piece(original: Model, tuned: Model, module: str, slot: Slot, min_change: float) -> Piece:
+def _piece(original: Model, tuned: Model, module: str, choice: Choice) -> Piece:
     def truth() -> Tensor:
         base = original.weight(module)
-        delta = tuned.weight(module)
-        floor = min_change * float(base.norm()) if min_change else 0.0
-        delta -= base
+        delta = tuned.weight(module) - base
+        floor = choice.min_change * float(base.norm()) if choice.min_change else 0.0
         return delta.zero_() if floor and float(delta.norm()) < floor else delta
 
-    rows, columns = flat(slot.shape)
+    shape = tuned.shape(module)
+    rows, columns = flat(shape)
     return Piece(
         module=module,
         block=block_of(module, tuned.index.architecture),
-        shape=slot.shape,
+        shape=shape,
         truth=truth,
+        base=partial(original.weight, module) if choice.kind == "dora" else None,
         rank_bound=min(rows, columns),
-        cost=20 * rows * columns,
+        cost=(60 if choice.kind == "dora" else 20) * rows * columns,
     )

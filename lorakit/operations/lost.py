@@ -20,7 +20,8 @@ def with_lost_changes(
     The share is ‖Δ‖² of the tensor over ‖Δ‖² of the whole model, so that the shares and what the
     layers hold add up to 1.
     """
-    held = {slot.key for row in report.rows if (slot := tuned.slot(row.module)) is not None}
+    parts = [part for row in report.rows for part in tuned.parts(row.module)]
+    held = {slot.key for part in parts if (slot := tuned.slot(part)) is not None}
     ours, theirs = original.source, tuned.source
     keys = [key for key, spec in theirs.specs.items() if key not in held and key in ours.specs]
     keys = [key for key in keys if ours.specs[key].shape == theirs.specs[key].shape]
@@ -42,7 +43,7 @@ def with_lost_changes(
 
 def _square(ours: TensorSource, theirs: TensorSource, key: str) -> float:
     first, second = ours.get(key), theirs.get(key)
-    if not second.is_floating_point() or torch.equal(first, second):
+    if not second.is_floating_point():
         return 0.0
     change = second.float() - first.float()
     return float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
@@ -50,7 +51,7 @@ def _square(ours: TensorSource, theirs: TensorSource, key: str) -> float:
 
 def _notes(original: Model, tuned: Model, report: Report) -> tuple[str, ...]:
     notes = list(report.notes)
-    same = sum(1 for row in report.rows if not row.rank_after)
+    same = sum(1 for row in report.rows if row.rank_after == 0)
     if same:
         notes.append(f"{same} layers did not change, or by less than --min-change: left out.")
     if original.index.layout != tuned.index.layout:

@@ -1,30 +1,49 @@
 """merge: a stack of LoRAs becomes one LoRA."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from lorakit.compute import Compute
-from lorakit.errors import LorakitError, UnmatchedError
+from lorakit.errors import AdapterError, LorakitError, UnmatchedError
+from lorakit.fusing import as_named
 from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile, joint_dtype
+from lorakit.models import Model, open_model
 from lorakit.operations.outcome import from_pieces
 from lorakit.operations.pieces import Piece
-from lorakit.operations.stack import Stack, architecture_of, parts_of, sum_piece, unclaimed
+from lorakit.operations.stack import (
+    Part,
+    Stack,
+    architecture_of,
+    needs_base,
+    parts_of,
+    sum_piece,
+    unclaimed,
+)
 from lorakit.progress import Progress, silent
 from lorakit.report import Report
+from lorakit.tensorfile.source import TensorSource
 
 
 def merge(
     stack: Stack,
     *,
     rule: RankRule | None = None,
+    against: TensorSource | None = None,
     compute: Compute | None = None,
     progress: Progress = silent,
 ) -> tuple[LoraFile, Report]:
     """Merge LoRAs into one whose ΔW is Σ strength · ΔW, exactly or cut to a rank.
 
+    LoRA, LoCon, LoHa and LoKr of low rank stay exact; other kinds become dense a module at a time.
+    What has no rank, changes of biases and norms, is summed as it is.
+
     Args:
         stack: (LoRA, strength) pairs; a strength is a number or a `Strength`.
         rule: how much to keep; without one the sum of the ranks, cut to the numerical rank.
+        against: the model that DoRA and its likes are taken on.
         compute: device, workers, bytes in flight.
         progress: called with (what, done, total).
 
@@ -33,13 +52,14 @@ def merge(
         and the report, a row a module.
 
     Raises:
-        AdapterError: the LoRAs are for different models.
+        AdapterError: the LoRAs are for different models, or one needs a model to be taken on.
         UnmatchedError: everything cancels, or every strength is zero.
 
     Source: the sum is the web UI's; kohya's `merge_lora.py` adds factors, which adds cross terms.
     """
     rule = RankRule() if rule is None else rule
-    pieces, absent = merge_pieces(stack)
+    model = None if against is None else open_model(against)
+    pieces, absent = merge_pieces(stack, model=model)
     merged, report = from_pieces(
         pieces,
         command="merge",
@@ -52,15 +72,33 @@ def merge(
     return merged, replace(report, unmatched=unclaimed(stack))
 
 
-def merge_pieces(stack: Stack) -> tuple[list[Piece], tuple[str, ...]]:
-    """Return a piece a module, and the modules that every strength sets to zero."""
+def merge_pieces(
+    stack: Stack, *, model: Model | None = None, dialect: str | None = None
+) -> tuple[list[Piece], tuple[str, ...]]:
+    """Return a piece a module, and the modules that every strength sets to zero.
+
+    Args:
+        stack: (LoRA, strength) pairs.
+        model: what DoRA and its likes are taken on.
+        dialect: whose modules the pieces are, fused or not; the first LoRA's if left out.
+    """
     if not stack:
         raise LorakitError("merge needs at least one LoRA, found none; name one or more files.")
     architecture_of(stack)
-    modules = parts_of(stack)
-    block_of = {module: lora.block(module) for lora, _ in stack for module in lora.adapters}
+    dialect = dialect or stack[0][0].dialect
+    named = [(as_named(lora, dialect), strength) for lora, strength in stack]
+    modules = parts_of(named)
+    block_of = {module: lora.block(module) for lora, _ in named for module in lora.adapters}
     pieces = [
-        sum_piece(module, block_of[module], parts) for module, parts in modules.items() if parts
+        sum_piece(
+            module,
+            block_of[module],
+            parts,
+            _base(model, module, parts, stack),
+            model.shape(module) if model is not None and model.parts(module) else None,
+        )
+        for module, parts in modules.items()
+        if parts
     ]
     if not pieces:
         raise UnmatchedError(
@@ -69,7 +107,33 @@ def merge_pieces(stack: Stack) -> tuple[list[Piece], tuple[str, ...]]:
     return pieces, tuple(module for module, parts in modules.items() if not parts)
 
 
+def _base(
+    model: Model | None, module: str, parts: Sequence[Part], stack: Stack
+) -> Callable[[], Tensor] | None:
+    """Return what reads the weight that a part needs; None where none does.
+
+    Raises:
+        AdapterError: there is no model, or not this weight in it.
+    """
+    if not needs_base(parts):
+        return None
+    kind = next(adapter.kind for adapter, _ in parts if adapter.needs_base)
+    if model is None:
+        name = next(lora.name for lora, _ in stack if module in lora.adapters)
+        raise AdapterError(
+            f"{name}: {module} is {kind}, whose change depends on the weight that it changes; "
+            "name the model with --against, or bake the LoRA into it with --into."
+        )
+    if not model.parts(module):
+        raise UnmatchedError(
+            f"{model.source.name}: expected a weight of {module}, which is {kind}, found none; "
+            "name the model that the LoRA was trained on."
+        )
+    return lambda: model.weight(module)
+
+
 def model_of(stack: Stack) -> LoraFile:
     """Return the LoRA that the output is like: the first, in the dtype that holds them all."""
     dtype = joint_dtype(lora.dtype for lora, _ in stack)
-    return replace(stack[0][0], architecture=architecture_of(stack), dtype=dtype)
+    carried = {key: value for lora, _ in reversed(stack) for key, value in lora.carried.items()}
+    return replace(stack[0][0], architecture=architecture_of(stack), dtype=dtype, carried=carried)

@@ -8,6 +8,7 @@ from lorakit.compute import Compute
 from lorakit.errors import SpecError, UnmatchedError
 from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile
+from lorakit.operations.choice import Choice
 from lorakit.operations.pieces import Piece, truncate
 from lorakit.progress import Progress
 from lorakit.report import Report
@@ -28,7 +29,7 @@ def from_pieces(
     compute: Compute,
     progress: Progress,
     alpha: float | None = None,
-    method: str = "auto",
+    choice: Choice | None = None,
     dropped: tuple[str, ...] = (),
 ) -> tuple[LoraFile, Report]:
     """Cut the pieces into a LoRA like `like`; what keeps no direction is named as dropped.
@@ -37,13 +38,15 @@ def from_pieces(
         UnmatchedError: nothing is left.
         SpecError: the size is less than the metadata takes.
     """
+    choice = Choice() if choice is None else choice
     adapters, rows = truncate(
         pieces,
         rule=_without_metadata(rule, like),
         compute=compute,
         alpha=alpha,
         itemsize=ITEMSIZE.get(like.dtype, 1),
-        method=method,
+        method=choice.svd,
+        kind=choice.kind,
         progress=progress,
     )
     if not adapters:
@@ -51,7 +54,7 @@ def from_pieces(
             "Nothing is left to write: every layer is zero or cancels; "
             "check that the inputs differ and that the strengths are meant."
         )
-    gone = tuple(row.module for row in rows if not row.rank_after)
+    gone = tuple(row.module for row in rows if row.rank_after == 0)
     lora = replace(like, name=command, adapters=adapters, sha256="", unclaimed=())
     return lora, Report(command=command, rows=rows, dropped=(*dropped, *gone))
 

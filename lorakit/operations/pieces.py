@@ -4,17 +4,20 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from lorakit.adapters import Adapter, Lora
+from lorakit.adapters import Adapter, Dora, Full, Lora, magnitude_for
 from lorakit.compute import Compute, ordered_map
-from lorakit.errors import LorakitError
+from lorakit.errors import AdapterError, LorakitError
 from lorakit.linalg.dense import svd_for_rule
-from lorakit.linalg.factored import Factors, Svd, balanced, numerical_rank, svd
+from lorakit.linalg.factored import Factors, Svd, balanced, dense, numerical_rank, svd
 from lorakit.linalg.ranks import RankRule, choose_rank, kept, ranks_for_size
 from lorakit.progress import Progress, silent
 from lorakit.report import Row
 
+CANCELS = 1e-6
+"""What is left of vectors that cancel, relative: the rounding of fp32 sums."""
 KEY_OVERHEAD = 3 * 200
 """Bytes that a kept module's three entries take in the header, names included, at the most."""
 
@@ -26,8 +29,9 @@ class Piece:
     Args:
         module: the canonical name.
         block: its block id.
-        shape: of ΔW: (out, in) or (out, in, kh, kw).
-        truth: makes ΔW as factors, or dense [out, in · kh · kw] in fp32.
+        shape: of ΔW: (out, in), (out, in, kh, kw), or (out,) for a bias or a norm.
+        truth: makes ΔW as factors, or dense [out, in · kh · kw].
+        base: reads the weight that ΔW changes, where the output's kind needs it.
         rank_before: the largest rank among the inputs, None where ΔW is dense.
         rank_bound: no ΔW here has a larger rank.
         floor: ‖·‖ of the largest part that was summed; what cancels below its rounding is noise.
@@ -38,6 +42,7 @@ class Piece:
     block: str
     shape: tuple[int, ...]
     truth: Callable[[], Factors | Tensor]
+    base: Callable[[], Tensor] | None = None
     rank_before: int | None = None
     rank_bound: int
     floor: Callable[[], float] | None = None
@@ -47,6 +52,11 @@ class Piece:
     def conv(self) -> bool:
         """Whether the kernel is larger than 1x1."""
         return math.prod(self.shape[2:]) > 1
+
+    @property
+    def vector(self) -> bool:
+        """Whether it is a bias or a norm, which has no rank."""
+        return len(self.shape) == 1
 
     @property
     def bytes_a_rank(self) -> int:
@@ -71,10 +81,12 @@ def truncate(
     alpha: float | None = None,
     itemsize: int = 2,
     method: str = "auto",
+    kind: str = "lora",
     progress: Progress = silent,
-    what: str = "layers",
 ) -> tuple[dict[str, Adapter], tuple[Row, ...]]:
     """Cut each ΔW to the rank that `rule` gives it, optimally, and balance the factors.
+
+    Biases and norms have no rank: they are kept whole.
 
     Args:
         pieces: one a module, in the order of the rows that come back.
@@ -83,21 +95,85 @@ def truncate(
         alpha: what to store as alpha, ΔW unchanged; None for the rank.
         itemsize: bytes of a stored number, for `rule.size`.
         method: for dense ΔW: "auto", "exact" or "fast".
+        kind: "lora", "dora", or "full" for ΔW itself.
+        progress: called with (what, done, total).
 
     Returns:
         The adapters of the modules that keep at least one direction, and a row a piece.
     """
     cut = _local if rule.size is None else _global
+    whole = [piece for piece in pieces if piece.vector or kind == "full"]
+    ranked = [piece for piece in pieces if not piece.vector and kind != "full"]
     adapters: dict[str, Adapter] = {}
-    rows = []
+    rows: dict[str, Row] = {}
     solve = _Solver(rule=rule, compute=compute, method=method)
-    total = len(pieces)
-    for done, (piece, spectrum, rank) in enumerate(cut(pieces, solve, itemsize), start=1):
+    for piece, spectrum, rank in cut(ranked, solve, itemsize):
+        rows[piece.module] = _row(piece, spectrum, rank)
         if rank:
-            adapters[piece.module] = _adapter(piece, spectrum.svd, rank, alpha)
-        rows.append(_row(piece, spectrum, rank))
-        progress(what, done, total)
-    return adapters, tuple(rows)
+            adapter = _adapter(piece, spectrum.svd, rank, alpha)
+            adapters[piece.module] = adapter
+            if kind == "dora":
+                adapters[piece.module], rows[piece.module] = as_dora(
+                    piece, adapter, rows[piece.module]
+                )
+        progress("layers", len(rows), len(pieces))
+    for piece, change in zip(
+        whole, ordered_map(_dense, whole, compute=compute, cost=lambda p: p.cost), strict=True
+    ):
+        rows[piece.module] = row = _whole_row(piece, change)
+        if row.norm:
+            adapters[piece.module] = Full(diff=change.float().reshape(piece.shape))
+        progress("layers", len(rows), len(pieces))
+    return {m: adapters[m] for m in sorted(adapters)}, tuple(rows[p.module] for p in pieces)
+
+
+def _dense(piece: Piece) -> Tensor:
+    truth = piece.truth()
+    return dense(truth) if isinstance(truth, Factors) else truth
+
+
+def _whole_row(piece: Piece, change: Tensor) -> Row:
+    norm = float(torch.linalg.vector_norm(change, dtype=torch.float64))
+    floor = piece.floor() if piece.floor else 0.0
+    gone = norm <= CANCELS * floor
+    return Row(
+        module=piece.module,
+        block=piece.block,
+        rank_before=piece.rank_before,
+        rank_after=None if norm and not gone else 0,
+        norm=0.0 if gone else norm,
+        energy=1.0,
+        error=0.0,
+        note="cancels out" if gone and floor else "kept whole" if norm else "",
+    )
+
+
+def as_dora(piece: Piece, adapter: Lora, row: Row) -> tuple[Adapter, Row]:
+    """Return the DoRA nearest to the exact ΔW in the directions of a LoRA, and its error.
+
+    The magnitude of each output is free, so the error is never above the LoRA's.
+    """
+    if piece.base is None:
+        raise AdapterError(
+            f"{piece.module} expected the weight that a DoRA is taken on, found none; name the "
+            "model with --against"
+        )
+    base, truth = piece.base().double(), _dense(piece).double()
+    change = dense(adapter.change())
+    magnitude = magnitude_for(base, change, base + truth)
+    found = Dora(
+        inner=adapter, magnitude=magnitude.float().unsqueeze(1), role="dora_scale", axis="output"
+    )
+    off = float(torch.linalg.vector_norm(dense_change(found, base) - truth))
+    norm = row.norm or 0.0
+    error = off / norm if norm else 0.0
+    return found, replace(row, error=error, energy=max(0.0, 1 - error**2))
+
+
+def dense_change(adapter: Adapter, base: Tensor | None = None) -> Tensor:
+    """Return ΔW as a matrix [out, in · kh · kw]."""
+    change = adapter.change(base)
+    return dense(change) if isinstance(change, Factors) else change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

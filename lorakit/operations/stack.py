@@ -1,7 +1,10 @@
 """The exact signed sum of LoRAs, a piece a module."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
 
 from lorakit.adapters import Adapter
 from lorakit.errors import AdapterError
@@ -9,6 +12,7 @@ from lorakit.linalg.factored import Factors, norm
 from lorakit.lorafile import LoraFile
 from lorakit.methods import linear
 from lorakit.names.architectures import Architecture
+from lorakit.names.unet import is_3x3
 from lorakit.operations.pieces import Piece
 from lorakit.operations.strength import Strength, strength_at
 
@@ -43,15 +47,26 @@ def _content(entry: tuple[LoraFile, float | Strength]) -> tuple[str, str]:
 
 
 def _check_shape(module: str, first: Adapter, adapter: Adapter, lora: LoraFile) -> None:
-    if flat(first.shape) != flat(adapter.shape):
+    if known(first) and known(adapter) and flat(first.shape) != flat(adapter.shape):
         raise AdapterError(
             f"{lora.name}: {module} expected a change of {list(first.shape)} as in the other "
             f"LoRAs, found {list(adapter.shape)}; these LoRAs are for different models."
         )
 
 
+def known(adapter: Adapter) -> bool:
+    """Tell whether an adapter's own tensors say the shape of the weight; those of OFT do not."""
+    return 0 not in adapter.shape
+
+
+def shape_of(parts: Sequence[Part]) -> tuple[int, ...] | None:
+    """Return the shape that the adapters of one module agree on, None where none says it."""
+    shapes = [adapter.shape for adapter, _ in parts if known(adapter)]
+    return max(shapes, key=len) if shapes else None
+
+
 def flat(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return [out, in · kh · kw]: a 1x1 convolution is a linear layer."""
+    """Return [out, in · kh · kw]: a 1x1 convolution is a linear layer, a bias one column."""
     return shape[0], math.prod(shape[1:])
 
 
@@ -70,7 +85,7 @@ def architecture_of(stack: Stack) -> Architecture | None:
     known = [(lora, lora.architecture) for lora, _ in stack if lora.architecture is not None]
     for lora, architecture in known[1:]:
         first = known[0][1]
-        if architecture is not None and first is not None and architecture.id != first.id:
+        if architecture is not None and first is not None and architecture.kin != first.kin:
             raise AdapterError(
                 f"{lora.name}: expected a LoRA for {first.title} as {known[0][0].name} is, found "
                 f"one for {architecture.title}; only LoRAs of one architecture add up."
@@ -78,26 +93,87 @@ def architecture_of(stack: Stack) -> Architecture | None:
     return known[0][1] if known else None
 
 
-def total(parts: Sequence[Part]) -> Factors:
-    """Return Σ strength · ΔW of one module's adapters, as factors."""
-    return linear([(adapter.factors(), strength) for adapter, strength in parts])
+def needs_base(parts: Sequence[Part]) -> bool:
+    """Tell whether some ΔW depends on the weight that it changes."""
+    return any(adapter.needs_base for adapter, _ in parts)
 
 
-def sum_piece(module: str, block: str, parts: Sequence[Part]) -> Piece:
-    """Make the piece Σ strength · ΔW of one module's adapters."""
+def total(parts: Sequence[Part], base: Tensor | None = None) -> Factors | Tensor:
+    """Return Σ strength · ΔW of one module's adapters: factors, or dense where one has none.
+
+    Args:
+        parts: the adapters and their strengths.
+        base: the weight [out, in · kh · kw] in fp32, where a part needs it.
+    """
+    changes = [(adapter.change(base), strength) for adapter, strength in parts]
+    factors = [(change, s) for change, s in changes if isinstance(change, Factors)]
+    if len(factors) == len(changes):
+        return linear(factors)
+    shape = shape_of(parts)
+    sides = flat(shape) if shape is not None else tuple(changes[0][0].shape)
+    whole = torch.zeros(sides, dtype=torch.float64)
+    for change, strength in changes:
+        if isinstance(change, Factors):
+            whole.addmm_(change.up.double(), change.down.double(), alpha=strength)
+        else:
+            whole.add_(change.double().reshape(whole.shape), alpha=strength)
+    return whole
+
+
+def sum_piece(
+    module: str,
+    block: str,
+    parts: Sequence[Part],
+    base: Callable[[], Tensor] | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Piece:
+    """Make the piece Σ strength · ΔW of one module's adapters.
+
+    Args:
+        module: the canonical name.
+        block: its block id.
+        parts: the adapters and their strengths.
+        base: reads the module's weight, where a part needs it.
+        shape: of the weight; what the adapters say if left out.
+    """
+    read = base if needs_base(parts) else None
 
     def largest() -> float:
-        return max(abs(strength) * norm(adapter.factors()) for adapter, strength in parts)
+        weight = read() if read else None
+        return max(abs(s) * size(adapter.change(weight)) for adapter, s in parts)
 
-    rank = sum(adapter.rank for adapter, _ in parts)
-    shape = max((adapter.shape for adapter, _ in parts), key=len)
+    ranks = [adapter.rank for adapter, _ in parts]
+    shape = shape or with_kernel(module, shape_of(parts) or (0, 0))
+    rows, columns = flat(shape)
+    least = min(rows, columns)
+    known = [rank for rank in ranks if rank is not None]
+    dense = read is not None or len(known) < len(ranks) or any(_is_dense(a) for a, _ in parts)
+    rank = least if dense else sum(known)
     return Piece(
         module=module,
         block=block,
         shape=shape,
-        truth=lambda: total(parts),
+        truth=lambda: total(parts, read() if read else None),
         floor=largest if len(parts) > 1 else None,
-        rank_before=max(adapter.rank for adapter, _ in parts),
-        rank_bound=min(rank, *flat(shape)),
-        cost=40 * sum(flat(shape)) * rank,
+        rank_before=max(known, default=None),
+        rank_bound=min(rank, least),
+        cost=40 * rows * columns if dense else 40 * (rows + columns) * rank,
     )
+
+
+def with_kernel(module: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a convolution whose adapter holds its kernel flat, as LoHa's do."""
+    if len(shape) == 2 and is_3x3(module) and shape[1] % 9 == 0:
+        return (shape[0], shape[1] // 9, 3, 3)
+    return shape
+
+
+def _is_dense(adapter: Adapter) -> bool:
+    return adapter.kind not in ("lora", "locon")
+
+
+def size(change: Factors | Tensor) -> float:
+    """Return ‖ΔW‖."""
+    if isinstance(change, Factors):
+        return norm(change)
+    return float(torch.linalg.vector_norm(change, dtype=torch.float64))

@@ -40,7 +40,7 @@ def strength_of(
     """
     unet = spec.strength if spec.unet is None else spec.unet
     te = spec.strength if spec.te is None else spec.te
-    architecture = lora.architecture
+    architecture = lora.blocks
     blocks = weights_of(spec.lbw, architecture, presets or {}) if spec.lbw else None
     elements = parse_elements(spec.lbwe, architecture) if spec.lbwe else ()
     return Strength(unet=unet, te=te, blocks=blocks, elements=elements)
@@ -65,4 +65,4 @@ def block_weight(
 ) -> float:
     """Return the weight of a module's block, 1 where nothing names it, after the rules."""
     weight = blocks.get(lora.block(module), 1.0)
-    return element_weight(module, weight, elements, lora.architecture)
+    return element_weight(module, weight, elements, lora.blocks) if elements else weight

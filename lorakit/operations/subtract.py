@@ -5,6 +5,7 @@ from dataclasses import replace
 from lorakit.compute import Compute
 from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile
+from lorakit.models import Model, open_model
 from lorakit.operations.choice import Choice
 from lorakit.operations.merge import merge_pieces, model_of
 from lorakit.operations.outcome import from_pieces
@@ -13,6 +14,7 @@ from lorakit.operations.stack import Stack, unclaimed
 from lorakit.operations.strength import Strength
 from lorakit.progress import Progress, silent
 from lorakit.report import Report
+from lorakit.tensorfile.source import TensorSource
 
 
 def difference(original: Stack, tuned: Stack) -> Stack:
@@ -27,10 +29,15 @@ def _negated(strength: float | Strength) -> float | Strength:
 
 
 def subtract_pieces(
-    original: Stack, tuned: Stack, choice: Choice | None = None
+    original: Stack,
+    tuned: Stack,
+    choice: Choice | None = None,
+    *,
+    model: Model | None = None,
+    dialect: str | None = None,
 ) -> tuple[list[Piece], tuple[str, ...]]:
     """Return a piece a chosen module of tuned − original, and the modules set to zero."""
-    pieces, absent = merge_pieces(difference(original, tuned))
+    pieces, absent = merge_pieces(difference(original, tuned), model=model, dialect=dialect)
     if choice is not None:
         pieces = [piece for piece in pieces if choice.takes(piece.module, piece.block)]
     return pieces, absent
@@ -44,6 +51,7 @@ def subtract(
     choice: Choice | None = None,
     alpha: float | None = None,
     dialect: str | None = None,
+    against: TensorSource | None = None,
     compute: Compute | None = None,
     progress: Progress = silent,
 ) -> tuple[LoraFile, Report]:
@@ -56,6 +64,7 @@ def subtract(
         choice: which layers; None for all.
         alpha: what to store as alpha, ΔW unchanged; None for the rank.
         dialect: the names to write; None for those of the first LoRA of `tuned`.
+        against: the model that DoRA and its likes are taken on.
         compute: device, workers, bytes in flight.
         progress: called with (what, done, total).
 
@@ -67,8 +76,11 @@ def subtract(
     with ratios 1 and -1 gives half of it.
     """
     stack = difference(original, tuned)
-    pieces, absent = subtract_pieces(original, tuned, choice)
     like = model_of(stack)
+    model = None if against is None else open_model(against)
+    pieces, absent = subtract_pieces(
+        original, tuned, choice, model=model, dialect=dialect or like.dialect
+    )
     lora, report = from_pieces(
         pieces,
         command="extract",

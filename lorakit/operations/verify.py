@@ -9,9 +9,10 @@ import torch
 from lorakit.adapters import Adapter
 from lorakit.compute import Compute, ordered_map
 from lorakit.errors import NumericsError
-from lorakit.linalg.factored import Factors, distance
+from lorakit.linalg.factored import Factors, dense, distance
 from lorakit.lorafile import load_lora
 from lorakit.operations.pieces import Piece
+from lorakit.operations.stack import size
 from lorakit.progress import Progress, silent
 from lorakit.report import Report, Verified
 from lorakit.tensorfile.source import torch_dtype
@@ -42,13 +43,13 @@ def verify_lora(
     """
     written = load_lora(path)
     tolerance = rounding_tolerance(written.dtype)
-    expected = {row.module: row.error or 0.0 for row in report.rows if row.rank_after}
+    expected = {row.module: row.error or 0.0 for row in report.rows if row.rank_after != 0}
     chosen = [piece for piece in pieces if piece.module in expected]
     missing = [piece.module for piece in chosen if piece.module not in written.adapters]
-    if missing or len(written.adapters) != len(chosen):
+    if missing or len(written.adapters) != len(expected):
         raise NumericsError(
-            f"{path}: expected {len(chosen)} layers, found {len(written.adapters)} after writing; "
-            "the file was changed by someone else, write it again."
+            f"{path}: expected {len(expected)} layers, found {len(written.adapters)} after "
+            "writing; the file was changed by someone else, write it again."
         )
     errors: dict[str, float] = {}
     measured = ordered_map(
@@ -74,12 +75,17 @@ def rounding_tolerance(dtype: str) -> float:
 
 
 def _error(piece: Piece, adapter: Adapter) -> float:
-    truth, found = piece.truth(), adapter.factors()
-    if isinstance(truth, Factors):
+    base = piece.base() if adapter.needs_base and piece.base else None
+    truth, found = piece.truth(), adapter.change(base)
+    if isinstance(truth, Factors) and isinstance(found, Factors):
         return distance(truth, found)
-    whole = float(torch.linalg.vector_norm(truth))
-    truth.addmm_(found.up.float(), found.down.float(), alpha=-1.0)
-    return float(torch.linalg.vector_norm(truth)) / whole if whole else 0.0
+    left = dense(truth) if isinstance(truth, Factors) else truth
+    whole = size(left)
+    if isinstance(found, Factors):
+        left = left.addmm(found.up.to(left), found.down.to(left), alpha=-1.0)
+    else:
+        left = left - found.to(left).reshape(left.shape)
+    return size(left) / whole if whole else 0.0
 
 
 def _summary(

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from lorakit.compute import Compute, ordered_map
 from lorakit.errors import NumericsError
+from lorakit.linalg.factored import Factors
 from lorakit.models import Addend, Applied
 from lorakit.progress import Progress, silent
 from lorakit.report import Verified
-from lorakit.tensorfile.source import TensorSource, open_source
+from lorakit.tensorfile.quantised import Dequantised, dequantised
+from lorakit.tensorfile.source import TensorSource, open_source, torch_dtype
 
 BLOCK_ELEMENTS = 2**21
 
@@ -28,7 +30,7 @@ def verify_model(
     Raises:
         NumericsError: a tensor is further off than one rounding, or an untouched one differs.
     """
-    written = open_source(path)
+    written = dequantised(open_source(path))
     keys = list(applied.specs)
     if list(written.specs) != keys and set(written.specs) != set(keys):
         raise NumericsError(
@@ -78,12 +80,20 @@ def _check(written: TensorSource, applied: Applied, key: str) -> tuple[float, fl
         return float(same and not _same_bytes(stored, base)), 0.0
     off = change = 0.0
     steps = 0.0
-    for part, value, delta in _blocks(stored, base, applied.addends[key]):
+    dtype, scale = stored.dtype, torch.ones(1, dtype=torch.float64)
+    if isinstance(written, Dequantised) and key in written.scales:
+        # What `get` returns is rounded to fp32: too coarse to measure half a step by.
+        dtype, scale = torch_dtype(written.specs[key].dtype), written.scale(key)
+        stored = written.base.get(key).double() * scale
+    height = stored.shape[1] if applied.addends[key][0].transpose else len(stored)
+    scales = scale.reshape(-1, 1).expand(height, 1)
+    for rows, part, value, delta in _blocks(stored, base, applied.addends[key]):
         exact = value + delta
         error = (part.double() - exact).abs_()
         off += float(error.square().sum())
         change += float(delta.square().sum())
-        steps = max(steps, float((error / _unit(exact, stored.dtype)).max()))
+        unit = scales[rows] * _unit(exact / scales[rows], dtype)
+        steps = max(steps, float((error / unit).max()))
     return math.sqrt(off / change) if change else 0.0, steps
 
 
@@ -96,27 +106,34 @@ def _same_bytes(first: Tensor, second: Tensor) -> bool:
 
 def _blocks(
     stored: Tensor, base: Tensor, addends: tuple[Addend, ...]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield (stored, base, ΔW) in float64 by row blocks, rows that no ΔW touches too."""
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Yield (rows, stored, base, ΔW) in float64 by row blocks, rows that no ΔW touches too."""
     side = addends[0].transpose
     stored, base = (t.T if side else t for t in (stored, base))
     width = math.prod(base.shape[1:])
     step = max(1, BLOCK_ELEMENTS // max(1, width))
-    made = [(addend.rows, addend.factors()) for addend in addends]
+    made = [(addend.rows, addend.on(base.T if side else base)) for addend in addends]
     for first in range(0, base.shape[0], step):
         last = min(first + step, base.shape[0])
         delta = torch.zeros(last - first, width, dtype=torch.float64)
-        for (start, stop), factors in made:
+        for (start, stop), change in made:
             low, high = max(first, start), min(last, stop)
             if low < high:
-                up = factors.up[low - start : high - start].double()
-                delta[low - first : high - first] += up @ factors.down.double()
+                inside = slice(low - start, high - start)
+                delta[low - first : high - first] += _some(change, inside)
         rows = slice(first, last)
         yield (
+            rows,
             stored[rows].reshape(last - first, width),
             base[rows].reshape(last - first, width).double(),
             delta,
         )
+
+
+def _some(change: Factors | Tensor, rows: slice) -> Tensor:
+    if isinstance(change, Tensor):
+        return change[rows].double().reshape(rows.stop - rows.start, -1)
+    return change.up[rows].double() @ change.down.double()
 
 
 def _unit(exact: Tensor, dtype: torch.dtype) -> Tensor:

@@ -74,10 +74,13 @@ WRONG = {
     "unequal ranks": (lora(lora_up__weight=torch.ones(8, 5)), "one rank"),
     "lone up": (lora(lora_down__weight=None), "no lora_down"),
     "lone alpha": (lora(lora_up__weight=None, lora_down__weight=None), "no lora_up"),
-    "DoRA": (lora(dora_scale=torch.ones(8, 1)), "DoRA"),
-    "LoHa": (lora(hada_w1_a=torch.ones(8, 4)), "LoHa"),
-    "LoKr": (lora(lokr_w1=torch.ones(2, 2)), "LoKr"),
-    "full difference": (lora(diff=torch.ones(8, 8)), "difference"),
+    "DoRA without its base": (lora(dora_scale=torch.ones(8, 1)), "depends on the weight"),
+    "DoRA of another size": (lora(dora_scale=torch.ones(7, 1)), "8 outputs or 8 inputs"),
+    "LoRA and LoHa in one": (lora(hada_w1_a=torch.ones(8, 4)), "one kind of adapter"),
+    "LoRA and LoKr in one": (lora(lokr_w1=torch.ones(2, 2)), "one kind of adapter"),
+    "LoRA and a difference in one": (lora(diff=torch.ones(8, 8)), "one kind of adapter"),
+    "T-LoRA": (lora(q_layer__weight=torch.ones(8, 8)), "T-LoRA"),
+    "another shape": (lora(reshape_weight=torch.ones(2)), "reshape_weight"),
 }
 
 

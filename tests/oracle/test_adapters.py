@@ -41,7 +41,7 @@ def test_delta_is_alpha_over_rank_times_up_times_down(name: str, dtype: torch.dt
         assert reference.relative_error(answer, expected.flatten(1)) < FP32
 
     assert adapter.shape == tuple(expected.shape)
-    reference.negative_control(check, dense(adapter.factors()))
+    reference.negative_control(check, dense(adapter.change()))
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_alpha_may_be_a_float_an_integer_or_missing(alpha: Tensor | None, expect
 def test_scaling_is_linear_and_keeps_the_bytes_of_down(strength: float) -> None:
     lora = Lora(up=random(8, 4).half(), down=random(4, 8).half(), alpha=2.0)
     scaled = lora.scaled(strength)
-    expected = dense(lora.factors()) * strength
-    assert reference.relative_error(dense(scaled.factors()), expected) < FP32
+    expected = dense(lora.change()) * strength
+    assert reference.relative_error(dense(scaled.change()), expected) < FP32
     assert torch.equal(scaled.down, lora.down)
     assert torch.equal(scaled.up.abs(), lora.up.abs())
     assert scaled.alpha >= 0, "diffusers splits a negative alpha by powers of two for ever"

@@ -25,11 +25,12 @@ LEVELS = {
     "peftfolder": 5,
     "lorafile": 6,
     "models": 6,
-    "saving": 7,
-    "operations": 8,
-    "cli": 9,
-    "__init__": 10,
-    "__main__": 10,
+    "fusing": 7,
+    "saving": 8,
+    "operations": 9,
+    "cli": 10,
+    "__init__": 11,
+    "__main__": 11,
 }
 """A room imports only from rooms of a lower level, and from itself."""
 

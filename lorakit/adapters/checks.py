@@ -1,0 +1,93 @@
+"""What every kind of adapter asks of its tensors."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lorakit.errors import AdapterError, NumericsError
+
+NUMBERS = ("alpha", "scale", "on_input")
+
+
+def number(tensor: Tensor) -> float:
+    """Return the value of a tensor of one element."""
+    return float(tensor.reshape(-1)[0].item())
+
+
+def alpha_tensor(alpha: float) -> Tensor:
+    """Return alpha as a scalar in fp32: bf16 does not hold 301."""
+    return torch.tensor(alpha, dtype=torch.float32)
+
+
+def needed(tensors: Mapping[str, Tensor], *roles: str) -> list[Tensor]:
+    """Return the tensors of these roles.
+
+    Raises:
+        AdapterError: one is missing.
+    """
+    missing = [role for role in roles if role not in tensors]
+    if missing:
+        raise AdapterError(
+            f"has no {missing[0]} beside its {', '.join(sorted(tensors))}; "
+            "the file is incomplete, get it again from where it was made"
+        )
+    return [tensors[role] for role in roles]
+
+
+def check_values(tensors: Mapping[str, Tensor]) -> None:
+    """Check that factors are finite floats and that numbers are single.
+
+    Raises:
+        AdapterError: a tensor is of another dtype or size.
+        NumericsError: a value is not finite.
+    """
+    for role, tensor in tensors.items():
+        if role in NUMBERS:
+            if tensor.numel() != 1:
+                raise AdapterError(f"expected one number as {role}, found {list(tensor.shape)}")
+        elif not tensor.is_floating_point():
+            raise AdapterError(f"expected floats in {role}, found {tensor.dtype}")
+        elif not tensor.numel() or not tensor.ndim:
+            raise AdapterError(f"expected values in {role}, found {list(tensor.shape)}")
+        if not finite(tensor):
+            raise NumericsError(
+                f"holds NaN or infinity in its {role}; the training diverged or the file is broken"
+            )
+
+
+def finite(tensor: Tensor) -> bool:
+    """Tell whether every value is finite; tensors without values (torch's meta device) are.
+
+    The sum tells it in one pass; only where bf16's sum overflows is every value looked at.
+    """
+    if tensor.device.type == "meta" or not tensor.is_floating_point():
+        return True
+    values = tensor.float() if tensor.dtype.itemsize < 2 else tensor
+    total = values.sum(dtype=torch.promote_types(values.dtype, torch.float32))
+    return math.isfinite(float(total)) or bool(torch.isfinite(values).all())
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> str:
+    """Say the shapes of tensors, for a message."""
+    return ", ".join(f"{role} {list(tensor.shape)}" for role, tensor in sorted(tensors.items()))
+
+
+def base_of(base: Tensor | None, shape: tuple[int, ...], kind: str) -> Tensor:
+    """Return the weight that a change is taken on, [out, in · kh · kw] in fp64.
+
+    Raises:
+        AdapterError: there is none, or it has another shape.
+    """
+    if base is None:
+        raise AdapterError(
+            f"is {kind}, whose change depends on the weight that it changes; name the model with "
+            "--against, or bake the LoRA into it with --into"
+        )
+    if tuple(base.shape) != (shape[0], math.prod(shape[1:])):
+        raise AdapterError(
+            f"expected a weight of {list(shape)}, found {list(base.shape)}; name the model that it "
+            "was trained on"
+        )
+    return base.double()

@@ -1,0 +1,105 @@
+"""lorakit convert."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lorakit.cli._inputs import load_stack, lora_specs
+from lorakit.cli._options import (
+    Common,
+    against_option,
+    rank_options,
+    to_option,
+    writing_options,
+)
+from lorakit.cli._progress import watching
+from lorakit.cli._write import finish_lora, recipe, rule_options, show
+from lorakit.errors import SpecError
+
+if TYPE_CHECKING:
+    from lorakit.linalg.ranks import RankRule
+
+
+@click.command()
+@click.argument("lora")
+@to_option
+@click.option(
+    "--as",
+    "kind",
+    type=click.Choice(("lora",)),
+    help="Make a plain LoRA of LoHa, LoKr, GLoRA, OFT, DoRA and full differences.",
+)
+@against_option
+@click.option(
+    "--repair", is_flag=True, help="Mend known faults of other tools' files, and say which."
+)
+@writing_options
+@rank_options
+def convert(
+    *,
+    lora: str,
+    dialect: str | None,
+    kind: str | None,
+    against: str | None,
+    repair: bool,
+    rule: "RankRule",
+    common: Common,
+) -> None:
+    """Write a LoRA under other names: for kohya, PEFT, diffusers or ComfyUI.
+
+    ΔW stays the same. Rank rules hold for what --as lora makes plain; without one it keeps its
+    whole rank.
+    """
+    from lorakit.operations.convert import convert as convert_lora
+    from lorakit.operations.convert import converted_pieces
+    from lorakit.operations.plan import plan_kept
+    from lorakit.tensorfile.source import open_source
+
+    if not (dialect or kind or repair or common.dtype):
+        raise SpecError(
+            "convert needs to know what to change; give --to, --as, --dtype or --repair."
+        )
+    if not rule.exact and kind is None:
+        raise SpecError("Rank rules hold for --as lora; to cut a rank use lorakit resize.")
+    (spec,) = lora_specs([lora])
+    if spec != type(spec)(path=spec.path):
+        raise SpecError(f"{lora}: convert takes a LoRA without a strength; merge it first.")
+    if common.dry_run and (kind or repair):
+        raise SpecError("--dry-run reads headers only; --as and --repair need the values.")
+    loaded = load_stack(
+        [spec], presets={}, header_only=common.dry_run, allow_unmatched=common.allow_unmatched
+    )
+    file = loaded.stack[0][0]
+    base = None if against is None else open_source(against)
+    with watching(quiet=common.quiet) as progress:
+        converted, report = convert_lora(
+            file,
+            dialect=dialect,
+            plain=kind == "lora",
+            rule=rule,
+            against=base,
+            repair=repair,
+            compute=common.compute(),
+            progress=progress,
+        )
+    if common.dry_run:
+        show(common, plan_kept(report, converted, lora=file, compute=common.compute()))
+        return
+    options = {
+        "to": dialect,
+        "as": kind,
+        "against": None if against is None else Path(against).name,
+        "repair": repair or None,
+        "dtype": common.dtype,
+        **rule_options(rule),
+    }
+    report = finish_lora(
+        converted,
+        report,
+        common,
+        made_by=recipe("convert", loaded.recipe(), options),
+        inputs=[*loaded.paths, *([Path(against)] if against else [])],
+        pieces=converted_pieces(converted if repair else file, converted, base),
+    )
+    show(common, report)

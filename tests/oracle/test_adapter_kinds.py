@@ -1,0 +1,171 @@
+"""ΔW of every adapter kind against the library that made it; its strength, negation, rows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lorakit.adapters import Adapter, build
+from lorakit.errors import AdapterError
+from lorakit.linalg.factored import Factors, dense
+from lorakit.names.dialects import parse_key
+from tests import reference
+
+pytestmark = [
+    pytest.mark.peer,
+    pytest.mark.filterwarnings("ignore"),
+]
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(24, 16, bias=False),
+    "1x1": lambda: nn.Conv2d(24, 16, 1, bias=False),
+    "3x3": lambda: nn.Conv2d(24, 16, 3, padding=1, bias=False),
+}
+ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "locon": ("LoConModule", {"lora_dim": 4, "alpha": 2}),
+    "locon tucker": ("LoConModule", {"lora_dim": 4, "alpha": 2, "use_tucker": True}),
+    "rslora": ("LoConModule", {"lora_dim": 4, "alpha": 2, "rs_lora": True}),
+    "dora by output": ("LoConModule", {"lora_dim": 4, "alpha": 2, "weight_decompose": True}),
+    "dora by input": (
+        "LoConModule",
+        {"lora_dim": 4, "alpha": 2, "weight_decompose": True, "wd_on_out": False},
+    ),
+    "loha": ("LohaModule", {"lora_dim": 3, "alpha": 2}),
+    "loha tucker": ("LohaModule", {"lora_dim": 3, "alpha": 2, "use_tucker": True}),
+    "dora of loha": ("LohaModule", {"lora_dim": 3, "alpha": 2, "weight_decompose": True}),
+    "lokr": ("LokrModule", {"lora_dim": 2, "alpha": 1, "factor": 4}),
+    "lokr whole": ("LokrModule", {"lora_dim": 10000, "alpha": 1, "factor": 4}),
+    "lokr both": ("LokrModule", {"lora_dim": 1, "alpha": 2, "factor": 4, "decompose_both": True}),
+    "lokr tucker": ("LokrModule", {"lora_dim": 2, "alpha": 1, "factor": 4, "use_tucker": True}),
+    "glora": ("GLoRAModule", {"lora_dim": 4, "alpha": 2}),
+    "oft": ("DiagOFTModule", {"lora_dim": 4, "alpha": 0}),
+    "oft constraint": ("DiagOFTModule", {"lora_dim": 4, "alpha": 0.01, "constraint": 0.01}),
+    "oft rescale": ("DiagOFTModule", {"lora_dim": 4, "alpha": 0, "rescaled": True}),
+    "boft": ("ButterflyOFTModule", {"lora_dim": 4, "alpha": 0}),
+    "boft rescale": ("ButterflyOFTModule", {"lora_dim": 4, "alpha": 0, "rescaled": True}),
+    "ia3": ("IA3Module", {"lora_dim": 4, "alpha": 1}),
+    "ia3 on input": ("IA3Module", {"lora_dim": 4, "alpha": 1, "train_on_input": True}),
+    "full": ("FullModule", {"lora_dim": 4, "alpha": 1}),
+}
+FP32 = 2e-5
+"""LyCORIS works in fp32, with an inverse or a norm in between."""
+
+
+def lycoris_module(name: str, layer: nn.Module) -> nn.Module:
+    modules = pytest.importorskip("lycoris.modules")
+    kind, settings = ALGORITHMS[name]
+    torch.manual_seed(3)
+    module: nn.Module = getattr(modules, kind)("m", layer, multiplier=1.0, **settings)
+    with torch.no_grad():
+        for key, parameter in module.named_parameters():
+            if "org_module" in key or "scalar" in key:
+                continue
+            noise = torch.randn(parameter.shape) * 0.3
+            parameter.copy_(parameter + noise if "dora" in key or "rescale" in key else noise)
+    return module
+
+
+def weight_of(forward: Callable[[Tensor], Tensor], layer: nn.Module) -> Tensor:
+    """Read the weight that a layer acts with, [out, in · kh · kw], from its answers."""
+    with torch.no_grad():
+        if isinstance(layer, nn.Linear):
+            return forward(torch.eye(24)).T.double()
+        pulses = torch.zeros(24, 24, 5, 5)
+        pulses[torch.arange(24), torch.arange(24), 2, 2] = 1.0
+        answers = forward(pulses).transpose(0, 1).double()
+        kernel = layer.weight.shape[2]  # type: ignore[index]
+        around = slice(2 - kernel // 2, 3 + kernel // 2)
+        return answers[:, :, around, around].flip(2, 3).flatten(1)
+
+
+def made(name: str, kernel: str) -> tuple[Adapter, Tensor, Tensor]:
+    """Return our adapter of LyCORIS's file, the weight, and LyCORIS's ΔW."""
+    layer = LAYERS[kernel]()
+    module = lycoris_module(name, layer)
+    base = weight_of(layer, layer)
+    after = weight_of(module, layer)
+    if name == "full":
+        return build({"full"}, {"diff": module.weight.detach()}, None), base.float(), after - base  # type: ignore[operator]
+    kinds, tensors = set(), {}
+    state = {k: v for k, v in module.state_dict().items() if "org_module" not in k}
+    for key, tensor in state.items():
+        if key == "weight":
+            kinds.add("ia3")
+            tensors["weight"] = tensor
+            continue
+        parsed = parse_key(f"lora_unet_mid.{key}")
+        if parsed is None:
+            continue
+        tensors[parsed.role] = tensor
+        if parsed.role != "alpha":
+            kinds.add("full" if parsed.kind == "bias" else parsed.kind)
+    return build(kinds, tensors, None), base.float(), after - base
+
+
+def change(adapter: Adapter, base: Tensor) -> Tensor:
+    found = adapter.change(base if adapter.needs_base else None)
+    return dense(found) if isinstance(found, Factors) else found.double()
+
+
+@pytest.mark.parametrize("kernel", LAYERS)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_change_is_that_of_lycoris(name: str, kernel: str) -> None:
+    adapter, base, expected = made(name, kernel)
+
+    def check(answer: Tensor) -> None:
+        torch.testing.assert_close(answer, expected, rtol=FP32, atol=FP32 * float(expected.norm()))
+
+    reference.negative_control(check, change(adapter, base))
+
+
+@pytest.mark.parametrize("kernel", LAYERS)
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("strength", [0.7, -1.0, -0.4, 2.0])
+def test_strength_is_linear_and_exact_for_every_kind(
+    name: str, kernel: str, strength: float
+) -> None:
+    adapter, base, _ = made(name, kernel)
+    if adapter.kind in ("oft", "boft", "dora of loha"):
+        with pytest.raises(AdapterError, match="no strength but 0 and 1"):
+            adapter.scaled(strength, base)
+        return
+    scaled = adapter.scaled(strength, base)
+    assert scaled.rank == adapter.rank
+    assert type(scaled) is type(adapter)
+    found = change(scaled, base)
+    assert reference.relative_error(found, change(adapter, base) * strength) < 1e-5
+
+
+@pytest.mark.parametrize("kernel", LAYERS)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_rows_are_those_of_the_change(name: str, kernel: str) -> None:
+    adapter, base, _ = made(name, kernel)
+    whole = change(adapter, base)
+    if adapter.kind == "boft" or name in ("oft constraint", "dora by input"):
+        with pytest.raises(AdapterError, match="fused layer"):
+            adapter.rows(4, 12)
+        return
+    part = adapter.rows(4, 12)
+    assert reference.relative_error(change(part, base[4:12]), whole[4:12]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_what_is_stored_is_read_as_the_same(name: str) -> None:
+    adapter, base, _ = made(name, "3x3")
+    kinds = {"dora by output": {"lora", "dora"}, "dora by input": {"lora", "dora"}}
+    tensors = adapter.tensors()
+    kind = {k.kind for r in tensors if r != "alpha" and (k := parse_key(f"lora_unet_x.{r}"))}
+    own = {"up", "down", "mid"} & tensors.keys()
+    kind = kind | {"lora"} if own else kind or {"ia3"}
+    assert kinds.get(name, kind) == kind
+    again = build(kind, tensors, None)
+    assert torch.equal(change(again, base), change(adapter, base))
+
+
+@pytest.mark.parametrize("name", ["glora", "oft", "boft", "ia3", "dora by output"])
+def test_what_depends_on_the_base_says_so(name: str) -> None:
+    adapter, _, _ = made(name, "linear")
+    assert adapter.needs_base
+    with pytest.raises(AdapterError, match=r"depends on the weight .* --against"):
+        adapter.change(None)
