@@ -13,6 +13,7 @@ from lorakit.errors import AdapterError
 from lorakit.linalg.factored import Factors
 from lorakit.lorafile import LoraFile
 from lorakit.names.architectures import Architecture, Part
+from lorakit.names.checkpoints import BIAS
 from lorakit.names.dialects import joins
 
 Members = Sequence[tuple[str, Part]]
@@ -29,13 +30,20 @@ def as_named(lora: LoraFile, dialect: str) -> LoraFile:
 
 def is_split(lora: LoraFile) -> bool:
     """Tell whether some module is a part of one that the single file fuses."""
-    return any(module in lora.adapters for module in _wholes(lora.architecture))
+    wholes = _wholes(lora.architecture)
+    return any(module.removesuffix(BIAS) in wholes for module in lora.adapters)
 
 
 def is_fused(lora: LoraFile) -> bool:
     """Tell whether some module is a fused one."""
+    return any(parts_of(lora, module) for module in lora.adapters)
+
+
+def parts_of(lora: LoraFile, module: str) -> tuple[tuple[str, Part], ...]:
+    """Return the parts of a fused module, or of its bias, with their rows; none of another."""
     known = {} if lora.architecture is None else lora.architecture.fused
-    return any(module in known for module in lora.adapters)
+    layer = module.removesuffix(BIAS)
+    return tuple((part + module[len(layer) :], rows) for part, rows in known.get(layer, ()))
 
 
 def split(lora: LoraFile) -> LoraFile:
@@ -44,14 +52,13 @@ def split(lora: LoraFile) -> LoraFile:
     Raises:
         AdapterError: an adapter's kind cannot be cut into rows without its base.
     """
-    if not is_fused(lora) or lora.architecture is None:
+    if not is_fused(lora):
         return lora
     adapters: dict[str, Adapter] = {}
     for module, adapter in lora.adapters.items():
-        members = lora.architecture.fused.get(module)
-        if members is None:
+        members = parts_of(lora, module)
+        if not members:
             adapters[module] = adapter
-            continue
         for part, (start, stop, of) in members:
             unit = _unit(lora.name, module, adapter.shape[0], of)
             adapters[part] = _rows(lora.name, module, adapter, (start * unit, stop * unit))
@@ -67,15 +74,16 @@ def fused(lora: LoraFile) -> LoraFile:
         AdapterError: an adapter's kind cannot be joined without its base.
     """
     wholes = _wholes(lora.architecture)
-    if lora.architecture is None or not any(module in lora.adapters for module in wholes):
+    if not is_split(lora):
         return lora
     adapters: dict[str, Adapter] = {}
     parts: dict[str, dict[str, Adapter]] = {}
     for module, adapter in lora.adapters.items():
-        whole = wholes.get(module)
-        if whole is None:
+        layer = module.removesuffix(BIAS)
+        if layer not in wholes:
             adapters[module] = adapter
         else:
+            whole = wholes[layer] + module[len(layer) :]
             parts.setdefault(whole, {})[module] = adapter
     for whole, found in parts.items():
         if whole in adapters:
@@ -83,7 +91,7 @@ def fused(lora: LoraFile) -> LoraFile:
                 f"{lora.name}: {whole} is stored whole and in parts ({', '.join(found)}); delete "
                 "one of them, lorakit cannot tell which is meant."
             )
-        adapters[whole] = _joined(lora.name, whole, lora.architecture.fused[whole], found)
+        adapters[whole] = _joined(lora.name, whole, parts_of(lora, whole), found)
     return replace(lora, adapters=_ordered(adapters))
 
 

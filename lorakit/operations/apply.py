@@ -8,6 +8,7 @@ from torch import Tensor
 from lorakit.compute import Compute
 from lorakit.errors import AdapterError, UnmatchedError
 from lorakit.fusing import is_split, split
+from lorakit.fusing import parts_of as members
 from lorakit.linalg.factored import Factors
 from lorakit.models import Addend, Applied, Model, Slot, open_model
 from lorakit.operations.stack import (
@@ -102,8 +103,8 @@ def _as_stored(model: Model, stack: Stack) -> Stack:
     """Cut fused modules into parts where the model holds them apart, or another LoRA names them."""
     cut = any(is_split(lora) for lora, _ in stack)
     for lora, _ in stack:
-        known = {} if lora.architecture is None else lora.architecture.fused
-        cut = cut or any(m in known and model.slot(m) is None for m in lora.adapters)
+        apart = (m for m in lora.adapters if members(lora, m) and model.slot(m) is None)
+        cut = cut or any(apart)
     return tuple((split(lora), strength) for lora, strength in stack) if cut else stack
 
 
