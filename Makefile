@@ -25,8 +25,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(RUN) examples/demo.py
 
+# A worker a core.
 test: $(STAMP)
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto
 
 check: lint format-check types docs test
 

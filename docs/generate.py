@@ -1,7 +1,7 @@
-"""Write docs/cli.md from the commands' own help, or check that it is up to date.
+"""Write docs/cli.md from the commands' own help and docs/architectures.md from the tables.
 
 python docs/generate.py          writes
-python docs/generate.py --check  fails if the page differs
+python docs/generate.py --check  fails if a page differs
 """
 
 import sys
@@ -10,8 +10,10 @@ from pathlib import Path
 import click
 
 from lorakit.cli import lorakit
+from lorakit.names.architectures import Architecture
+from lorakit.names.families import ARCHITECTURES
 
-PAGE = Path(__file__).with_name("cli.md")
+FOLDER = Path(__file__).parent
 HEAD = """# The command line
 
 This page is generated from `lorakit --help` by `docs/generate.py`; CI fails if it is out of date.
@@ -21,8 +23,21 @@ Nothing but results goes to stdout. An interrupted or failed command leaves no o
 """
 
 
-def page() -> str:
-    """Return the page: the group's help, then each command's."""
+ARCHITECTURES_HEAD = """# Architectures
+
+This page is generated from the tables in `lorakit/names` by `docs/generate.py`; CI fails if it is
+out of date.
+
+Layers are what a LoRA can change in the denoiser and the text encoders; a fused layer is one in the
+single file and several in a diffusers folder. Every row is tested, in every dialect and both
+layouts, in `tests/oracle/test_architectures.py`.
+
+| architecture | layers | fused in the file | kohya's paths | text encoders | blocks |
+|---|---|---|---|---|---|"""
+
+
+def command_page() -> str:
+    """Return the page of the command line: the group's help, then each command's."""
     parts = [HEAD, _section("lorakit", lorakit)]
     parts += [_section(f"lorakit {name}", lorakit.commands[name]) for name in lorakit.commands]
     return "\n".join(parts)
@@ -33,13 +48,46 @@ def _section(title: str, command: click.Command) -> str:
     return f"## {title}\n\n```text\n{command.get_help(context).rstrip()}\n```\n"
 
 
+def architecture_page() -> str:
+    """Return the page of the architectures: a row each."""
+    return "\n".join([ARCHITECTURES_HEAD, *map(_row, ARCHITECTURES)]) + "\n"
+
+
+def _row(architecture: Architecture) -> str:
+    layers = sum(1 for name in architecture.modules.values() if not name.norm)
+    fused = sum(map(architecture.original_fused, architecture.fused))
+    names = "single file" if architecture.kohya_original else "diffusers"
+    texts = ", ".join(
+        f"`{architecture.kohya_prefix(component)}` {clip}"
+        for component, clip in architecture.clips.items()
+    )
+    cells = (architecture.title, layers, fused, names, texts or "none", _ids(architecture.blocks))
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _ids(blocks: tuple[str, ...]) -> str:
+    """Write runs of ids as ranges: IN00-IN11."""
+    runs: list[list[str]] = []
+    for block in blocks:
+        letters = block.rstrip("0123456789")
+        if runs and letters != block and runs[-1][0].rstrip("0123456789") == letters:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    return " ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+PAGES = {"cli.md": command_page, "architectures.md": architecture_page}
+
+
 def main() -> None:
-    """Write the page, or compare it."""
-    text = page()
-    if "--check" not in sys.argv:
-        PAGE.write_text(text, encoding="utf-8", newline="\n")
-    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-        sys.exit("docs/cli.md is out of date; run python docs/generate.py")
+    """Write the pages, or compare them."""
+    for name, made in PAGES.items():
+        text, page = made(), FOLDER / name
+        if "--check" not in sys.argv:
+            page.write_text(text, encoding="utf-8", newline="\n")
+        elif not page.exists() or page.read_text(encoding="utf-8") != text:
+            sys.exit(f"docs/{name} is out of date; run python docs/generate.py")
 
 
 if __name__ == "__main__":

@@ -25,11 +25,11 @@ def blocks(page: Path, language: str) -> list[str]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make the files that the tutorial names, small, and go there."""
-    layout = synthetic.single_file("sdxl", factor=32)
+    layout = synthetic.single_file("sd1", factor=32)
     synthetic.write_checkpoint(tmp_path / "base.safetensors", layout)
     synthetic.write_tuned(tmp_path / "tuned.safetensors", layout)
     for seed, name in enumerate(("style", "character", "before", "after")):
-        tensors = synthetic.lora_tensors("sdxl", rank=4 + seed, seed=seed, factor=32)
+        tensors = synthetic.lora_tensors("sd1", rank=4 + seed, seed=seed, factor=32)
         synthetic.write_lora(tmp_path / f"{name}.safetensors", tensors)
     monkeypatch.chdir(tmp_path)
     return tmp_path
