@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lorakit.adapters import Adapter, Lora, build
+from lorakit.adapters import Adapter, Lokr, Lora, build
 from lorakit.errors import AdapterError, FileFormatError, NumericsError
 from lorakit.names.architectures import Architecture
 from lorakit.names.blocks import block_of
 from lorakit.names.checkpoints import BIAS
 from lorakit.names.generic import generic
 from lorakit.names.lorakeys import LoraKeys, ModuleKeys, read_keys
+from lorakit.names.loratable import RANKED
 from lorakit.peftconfig import AlphaOf, alpha_from_metadata
 from lorakit.peftfolder import is_peft_folder, open_peft
 from lorakit.report import name_some
@@ -169,12 +170,18 @@ def _adapter(
     tensors = {role: _read(source, key, header_only) for role, key in first.keys.items()}
     for other in others:
         _check_same(source, module, tensors, other, header_only)
-    down = tensors.get("down")
-    rank = int(down.shape[0]) if down is not None and down.ndim else 0
+    alpha = alpha_of(first.raw, _rank(tensors))
     try:
-        return build(first.kinds, tensors, alpha_of(first.raw, rank))
+        adapter = build(first.kinds, tensors, alpha)
+        whole = isinstance(adapter, Lokr) and adapter.rank is None
+        return adapter if alpha is None or not whole else adapter.scaled(alpha)
     except (AdapterError, NumericsError) as error:
         raise type(error)(f"{source.name}: {first.raw} {error}.") from None
+
+
+def _rank(tensors: Mapping[str, Tensor]) -> int:
+    sides = [tensors[role] for role in RANKED if role in tensors and tensors[role].ndim]
+    return int(sides[0].shape[0]) if sides else 0
 
 
 def _read(source: TensorSource, key: str, header_only: bool) -> Tensor:

@@ -17,6 +17,7 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 AlphaOf = Callable[[str, int], float | None]
 """(module path, rank) -> alpha, None where nothing says it."""
 
+_TYPES = ("LORA", "LOHA", "LOKR", "IA3")
 _REFUSED = {
     "fan_in_fan_out": "transposed weights (fan_in_fan_out)",
     "modules_to_save": "whole modules (modules_to_save)",
@@ -39,9 +40,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FileFormatError(f"{path}: expected JSON, found {error}; save it again.") from None
-    if not isinstance(config, dict) or str(config.get("peft_type", "LORA")).upper() != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise FileFormatError(f"{path}: expected peft_type LORA, found {kind}; use a LoRA adapter.")
+    kind = config.get("peft_type", "LORA") if isinstance(config, dict) else type(config).__name__
+    if not isinstance(config, dict) or str(kind).upper() not in _TYPES:
+        raise FileFormatError(
+            f"{path}: expected peft_type {', '.join(_TYPES)}, found {kind}; merge it with PEFT."
+        )
     asked = [name for flag, name in _REFUSED.items() if config.get(flag)]
     if config.get("bias", "none") != "none":
         asked.append("trained biases")
@@ -57,6 +60,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 def alpha_from_config(config: Mapping[str, Any]) -> AlphaOf:
     """Return the alpha of each module as PEFT understands the configuration.
 
+    For rank 0, a LoKr of whole matrices, it is the scale itself: PEFT divides by the configured
+    rank also there.
+
     The patterns are tried in their order and the first that matches the end of the module's path
     wins; with rsLoRA the scale is alpha / √rank, so alpha · √rank stands for it.
 
@@ -66,11 +72,18 @@ def alpha_from_config(config: Mapping[str, Any]) -> AlphaOf:
     default = config.get("lora_alpha", config.get("alpha"))
     rooted = bool(config.get("use_rslora"))
 
+    ranks: Mapping[str, Any] = config.get("rank_pattern") or {}
+
+    def matching(path: str, patterns: Mapping[str, Any], default: Any) -> Any:
+        hits = (value for p, value in patterns.items() if re.match(rf"(.*\.)?({p})$", path))
+        return next(hits, default)
+
     def alpha_of(path: str, rank: int) -> float | None:
-        hits = (a for p, a in patterns.items() if re.match(rf"(.*\.)?({p})$", path))
-        alpha = next(hits, default)
+        alpha = matching(path, patterns, default)
         if alpha is None:
             return None
+        if not rank:
+            return float(alpha) / float(matching(path, ranks, config.get("r", 1)))
         return float(alpha) * (math.sqrt(rank) if rooted else 1.0)
 
     return alpha_of

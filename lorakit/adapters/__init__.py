@@ -12,10 +12,12 @@ from lorakit.adapters import dora, full, glora, ia3, loha, lokr, lora, oft
 from lorakit.adapters.adapter import Adapter
 from lorakit.adapters.dora import Dora, magnitude_for
 from lorakit.adapters.full import Full
+from lorakit.adapters.ia3 import Ia3
+from lorakit.adapters.lokr import Lokr
 from lorakit.adapters.lora import Lora
 from lorakit.errors import AdapterError
 
-__all__ = ["BUILDERS", "Adapter", "Dora", "Full", "Lora", "build", "magnitude_for"]
+__all__ = ["BUILDERS", "Adapter", "Dora", "Full", "Ia3", "Lokr", "Lora", "build", "magnitude_for"]
 
 
 Builder = Callable[[Mapping[str, Tensor], float | None], Adapter]

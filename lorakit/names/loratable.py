@@ -28,6 +28,8 @@ ROLES: Mapping[str, tuple[str, ...]] = {
     "alpha": (r"\.alpha", r"\.lora\.alpha", r"_lora\.alpha"),
     "scale": (r"(?<!_norm)\.scale",),
 }
+RANKED = ("down", "embedding_down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
+"""Roles of factors whose first side is the rank."""
 BIASES: Mapping[str, tuple[str, ...]] = {
     "diff_b": (r"\.diff_b",),
     "b_norm": (r"\.b_norm",),

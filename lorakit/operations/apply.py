@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
+from lorakit.adapters import Ia3
 from lorakit.compute import Compute
 from lorakit.errors import AdapterError, UnmatchedError
 from lorakit.fusing import is_split, split
 from lorakit.fusing import parts_of as members
 from lorakit.linalg.factored import Factors
 from lorakit.models import Addend, Applied, Model, Slot, open_model
+from lorakit.names.checkpoints import BIAS
 from lorakit.operations.stack import (
     Part,
     Stack,
@@ -54,7 +57,7 @@ def apply(
     Source: the web UI's sum; supermerger adds one LoRA after another and rounds each time.
     """
     model = open_model(base)
-    stack = _as_stored(model, stack)
+    stack = _with_biases(model, _as_stored(model, stack))
     addends: dict[str, tuple[Addend, ...]] = {}
     rows: list[Row] = []
     unmatched: list[str] = []
@@ -106,6 +109,20 @@ def _as_stored(model: Model, stack: Stack) -> Stack:
         apart = (m for m in lora.adapters if members(lora, m) and model.slot(m) is None)
         cut = cut or any(apart)
     return tuple((split(lora), strength) for lora, strength in stack) if cut else stack
+
+
+def _with_biases(model: Model, stack: Stack) -> Stack:
+    """Let PEFT's IA3 of outputs scale the bias too: it scales what a layer gives."""
+    found = []
+    for lora, strength in stack:
+        biases = {
+            module + BIAS: adapter
+            for module, adapter in lora.adapters.items()
+            if isinstance(adapter, Ia3) and adapter.peft and not adapter.on_input
+            if model.slot(module + BIAS) is not None
+        }
+        found.append((replace(lora, adapters={**lora.adapters, **biases}), strength))
+    return tuple(found)
 
 
 def _addend(

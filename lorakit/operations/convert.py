@@ -93,7 +93,7 @@ def converted_pieces(
     lora: LoraFile, converted: LoraFile, against: TensorSource | None = None
 ) -> list[Piece]:
     """Return the exact ΔW of every module that was converted, to compare the output with."""
-    named = as_named(lora, converted.dialect)
+    named = replace(as_named(lora, converted.dialect), dialect=converted.dialect)
     kept = {m: a for m, a in named.adapters.items() if m in converted.adapters}
     readable = {m: a for m, a in kept.items() if against is not None or not a.needs_base}
     return plain_pieces(replace(named, adapters=readable), against) if readable else []

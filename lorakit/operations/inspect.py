@@ -11,6 +11,7 @@ from lorakit.names.architectures import Architecture, is_text_encoder
 from lorakit.names.blocks import block_ids, block_of
 from lorakit.names.checkpoints import index_checkpoint
 from lorakit.names.lorakeys import LoraKeys, ModuleKeys, holds_lora, read_keys
+from lorakit.names.loratable import RANKED
 from lorakit.report import SCHEMA
 from lorakit.tensorfile.header import Header, Spec, read_header, read_scalar
 
@@ -169,8 +170,10 @@ def _kind(found: ModuleKeys, specs: Mapping[str, Spec]) -> str:
 
 
 def _rank(found: ModuleKeys, specs: Mapping[str, Spec]) -> str:
-    down = found.keys.get("down")
-    return "?" if down is None or not specs[down].shape else str(specs[down].shape[0])
+    sides = [specs[found.keys[role]].shape for role in RANKED if role in found.keys]
+    if not sides:
+        return "none"
+    return str(sides[0][0]) if sides[0] else "?"
 
 
 def _alpha(found: ModuleKeys, specs: Mapping[str, Spec], header: Header | None) -> str:

@@ -10,7 +10,7 @@ from lorakit.adapters import Adapter
 from lorakit.compute import Compute, ordered_map
 from lorakit.errors import NumericsError
 from lorakit.linalg.factored import Factors, dense, distance
-from lorakit.lorafile import load_lora
+from lorakit.lorafile import LoraFile, load_lora
 from lorakit.operations.pieces import Piece
 from lorakit.operations.stack import size
 from lorakit.progress import Progress, silent
@@ -46,6 +46,8 @@ def verify_lora(
     expected = {row.module: row.error or 0.0 for row in report.rows if row.rank_after != 0}
     chosen = [piece for piece in pieces if piece.module in expected]
     missing = [piece.module for piece in chosen if piece.module not in written.adapters]
+    unread = expected.keys() - {piece.module for piece in chosen}
+    missing += [m for m in sorted(unread) if m in written.adapters and not _unknowable(written, m)]
     if missing or len(written.adapters) != len(expected):
         raise NumericsError(
             f"{path}: expected {len(expected)} layers, found {len(written.adapters)} after "
@@ -62,6 +64,11 @@ def verify_lora(
         errors[piece.module] = error
         progress("verified", done, len(chosen))
     return _summary(path, errors, expected, tolerance)
+
+
+def _unknowable(lora: LoraFile, module: str) -> bool:
+    """Tell whether a layer's change depends on a model that the command was not given."""
+    return lora.adapters[module].needs_base
 
 
 def rounding_tolerance(dtype: str) -> float:
@@ -97,6 +104,10 @@ def _summary(
         else 0.0
         for module, error in errors.items()
     }
+    if not errors:
+        return Verified(
+            layers=0, largest=0.0, mean=0.0, worst="", rounding=0.0, tolerance=tolerance
+        )
     worst = max(errors, key=lambda module: errors[module])
     off = max(beyond, key=lambda module: beyond[module])
     if beyond[off] > tolerance or math.isnan(errors[worst]):
