@@ -152,8 +152,10 @@ def _joined(name: str, whole: str, members: Members, found: Mapping[str, Adapter
     rows = members[0][1][2] * unit
     ordered = [(spans[part], found[part]) for part, _ in members if part in found]
     kinds = {type(adapter) for _, adapter in ordered}
-    if kinds == {Dora} and len(ordered) == len(members):
-        return _joined_doras([adapter for _, adapter in ordered if isinstance(adapter, Dora)], rows)
+    doras = [adapter for _, adapter in ordered if isinstance(adapter, Dora)]
+    whole_rows = len(doras) == len(members) and {dora.axis for dora in doras} == {"output"}
+    if kinds == {Dora} and whole_rows and len({dora.role for dora in doras}) == 1:
+        return _joined_doras(doras, rows)
     if any(adapter.needs_base for _, adapter in ordered):
         raise AdapterError(
             f"{name}: {whole} expected parts that join without their base, found "
@@ -168,8 +170,8 @@ def _joined_doras(parts: Sequence[Dora], rows: int) -> Dora:
     spans = list(pairwise(accumulate((part.shape[0] for part in parts), initial=0)))
     inner = _block(list(zip(spans, [part.inner for part in parts], strict=True)), rows)
     magnitude = torch.cat([part.magnitude.reshape(-1) for part in parts])
-    first = parts[0]
-    return replace(first, inner=inner, magnitude=magnitude.reshape(-1, *first.magnitude.shape[1:]))
+    shape = [1 if side == 1 else -1 for side in parts[0].magnitude.shape]
+    return replace(parts[0], inner=inner, magnitude=magnitude.reshape(shape))
 
 
 def _block(parts: Sequence[tuple[tuple[int, int], Adapter]], rows: int) -> Adapter:

@@ -75,9 +75,9 @@ class Dora:
         magnitude = self.magnitude.double().flatten()
         if self.axis == "output":
             norms = torch.linalg.vector_norm(direction, dim=1, keepdim=True) + eps
-            return magnitude[:, None], norms
+            return magnitude[:, None], _divisors(norms)
         kernels = direction.reshape(len(direction), magnitude.numel(), -1)
-        norms = torch.linalg.vector_norm(kernels, dim=(0, 2)) + eps
+        norms = _divisors(torch.linalg.vector_norm(kernels, dim=(0, 2)) + eps)
         width = kernels.shape[2]
         return (
             magnitude.repeat_interleave(width)[None, :],
@@ -174,15 +174,23 @@ def wrap(inner: Adapter, tensors: Mapping[str, Tensor]) -> Dora:
     ((role, magnitude),) = found.items()
     outs, ins = inner.shape[:2]
     shape = tuple(side for side in magnitude.shape if side != 1) or (1,)
-    by_output = magnitude.ndim == 1 or magnitude.shape[0] != 1 or role in PEFT_ROLES or outs == 1
-    if by_output and shape == (outs,):
+    by_output = magnitude.ndim == 1 or magnitude.shape[0] != 1 or role in PEFT_ROLES
+    if (by_output or outs == 1) and shape == (outs,):
         return Dora(inner=inner, magnitude=magnitude, role=role, axis="output")
-    if not by_output and shape in ((ins,), (1,)) and magnitude.numel() == ins:
+    # LoHa and LoKr hold the kernel flat with the inputs; the magnitude tells them apart.
+    folded = len(inner.shape) == 2 and magnitude.ndim > 2 and ins % magnitude.numel() == 0
+    inputs = magnitude.numel() if folded else ins
+    if not by_output and shape in ((inputs,), (1,)) and magnitude.numel() == inputs:
         return Dora(inner=inner, magnitude=magnitude, role=role, axis="input")
     raise AdapterError(
         f"expected a magnitude of {outs} outputs or {ins} inputs, found {role} "
         f"{list(magnitude.shape)}"
     )
+
+
+def _divisors(norms: Tensor) -> Tensor:
+    """Return norms to divide by: one for a zero V, whose V / ‖V‖ is then zero and not NaN."""
+    return torch.where(norms > 0, norms, torch.ones_like(norms))
 
 
 def magnitude_for(base: Tensor, delta: Tensor, tuned: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """GLoRA: ΔW = alpha / rank · (W · a1 · a2 + b1 · b2), a change that depends on the weight."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -110,17 +111,26 @@ def build(tensors: Mapping[str, Tensor], alpha: float | None) -> Glora:
     check_values(tensors)
     if "bm.weight" in tensors or min(t.ndim for t in (a1, a2, b1, b2)) < 2:
         raise AdapterError(f"expected GLoRA of four factors, found {shapes_of(tensors)}")
-    old = b2.shape[1] == b1.shape[0] == a1.shape[0] == a2.shape[1]
-    if old and a1.shape[1] == b1.shape[1] and a1.shape[0] == a1.shape[1]:
-        raise AdapterError(
-            f"expected shapes that tell inputs from ranks, found {shapes_of(tensors)}"
-        )
-    one, two, up, down = (a2, a1, b2, b1) if old else (a1, a2, b1, b2)
-    inputs, rank = down.shape[1], down.shape[0]
-    fits = one.shape[:2] == (inputs, rank) and two.shape[:2] == (rank, inputs)
-    if not fits or up.shape[1] != rank:
+    new, old = _fits(a1, a2, b1, b2), _fits(a2, a1, b2, b1)
+    if not new and not old:
         raise AdapterError(f"expected factors that fit each other, found {shapes_of(tensors)}")
+    if new and old:
+        # Those of a square layer fit both ways round; the shorter side is the rank.
+        old = a1.shape[0] < a1.shape[1]
+        if a1.shape[0] == a1.shape[1]:
+            raise AdapterError(
+                f"expected shapes that tell inputs from ranks, found {shapes_of(tensors)}"
+            )
     if "alpha" in tensors:
         alpha = number(tensors["alpha"])
     parts = {role: tensors[role] for role in ROLES}
-    return Glora(parts=parts, old=old, alpha=float(rank) if alpha is None else alpha)
+    found = Glora(parts=parts, old=old, alpha=1.0)
+    return replace(found, alpha=float(found.rank) if alpha is None else alpha)
+
+
+def _fits(a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor) -> bool:
+    """Tell whether the factors are a1 [in, r], a2 [r, in], b1 [out, r] and b2 [r, in, …]."""
+    rank, inputs = b2.shape[:2]
+    sides = a1.shape[:2] == (inputs, rank) and a2.shape[:2] == (rank, inputs)
+    points = all(math.prod(factor.shape[2:]) == 1 for factor in (a1, a2, b1))
+    return sides and b1.shape[1] == rank and points

@@ -59,11 +59,10 @@ class Ia3:
         by = self.factors.double().flatten() - (1.0 if self.peft else 0.0)
         if not self.on_input:
             return wide * self._checked(by, len(wide))[:, None]
-        kernels = (
-            wide.reshape(len(wide), by.numel(), -1) if wide.shape[1] % by.numel() == 0 else wide
-        )
-        if kernels.shape[1] != by.numel():
+        # Only factors stored with a kernel's sides are those of a convolution.
+        if self.factors.ndim < 3 or wide.shape[1] % by.numel():
             self._checked(by, wide.shape[1])
+        kernels = wide.reshape(len(wide), by.numel(), -1)
         return (kernels * by[None, :, None]).reshape(wide.shape)
 
     def _checked(self, by: Tensor, length: int) -> Tensor:

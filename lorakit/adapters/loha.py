@@ -109,6 +109,8 @@ def build(tensors: Mapping[str, Tensor], alpha: float | None) -> Loha:
     check_values(tensors)
     cores = {role: tensors[role] for role in CORES if role in tensors}
     turned = bool(cores)
+    if not _are_matrices(first, second, third, fourth, turned=turned):
+        raise AdapterError(f"expected matrices, found {shapes_of(tensors)}")
     outs = [tensor.shape[1 if turned else 0] for tensor in (first, third)]
     ranks = [tensor.shape[0 if turned else 1] for tensor in (first, third)]
     fits = (
@@ -117,6 +119,7 @@ def build(tensors: Mapping[str, Tensor], alpha: float | None) -> Loha:
         and second.shape[1:] == fourth.shape[1:]
         and ranks == [second.shape[0], fourth.shape[0]]
         and all(core.shape[:2] == (r, r) for core, r in zip(cores.values(), ranks, strict=False))
+        and len({core.shape[2:] for core in cores.values()}) < 2
     )
     if not fits:
         raise AdapterError(f"expected two products of one shape, found {shapes_of(tensors)}")
@@ -126,6 +129,13 @@ def build(tensors: Mapping[str, Tensor], alpha: float | None) -> Loha:
     rank = float(second.shape[0])
     return Loha(
         parts={role: tensors[role] for role in (*PARTS, *cores)},
-        kernel=(int(second.shape[1]), *map(int, sizes)),
+        kernel=(*map(int, second.shape[1:]), *map(int, sizes)),
         alpha=rank if alpha is None else alpha,
     )
+
+
+def _are_matrices(*factors: Tensor, turned: bool) -> bool:
+    """Tell whether the factors are matrices; `w?_b` may hold its kernel where there is no core."""
+    first, second, third, fourth = (factor.ndim for factor in factors)
+    least = min(second, fourth)
+    return first == third == 2 and least >= 2 and (not turned or second == fourth == 2)

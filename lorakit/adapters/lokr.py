@@ -59,7 +59,7 @@ class Lokr:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of ΔW: (out, in) or (out, in, kh, kw)."""
-        (a, c), (b, d, *kernel) = self._sizes("1"), self._sizes("2")
+        (a, c, *_), (b, d, *kernel) = self._sizes("1"), self._sizes("2")
         return (a * b, c * d, *kernel)
 
     def _sizes(self, which: str) -> tuple[int, ...]:
@@ -82,20 +82,20 @@ class Lokr:
         rank = up1.shape[1] * up2.shape[1]
         rows, columns = len(up1) * len(up2), down1.shape[1] * down2.shape[1]
         if rank >= min(rows, columns):
-            return torch.kron(up1 @ down1, up2 @ down2) * self.scale
-        return Factors(up=torch.kron(up1, up2) * self.scale, down=torch.kron(down1, down2))
+            return _kron(up1 @ down1, up2 @ down2) * self.scale
+        return Factors(up=_kron(up1, up2) * self.scale, down=_kron(down1, down2))
 
     def _half(self, which: str) -> tuple[Tensor, Tensor]:
         """Return one matrix, the kernel flat, as a product with a small inner side."""
         whole = self.parts.get(f"lokr_w{which}")
         if whole is not None:
             flat = whole.double().flatten(1)
-            one = torch.eye(min(flat.shape), dtype=flat.dtype)
+            one = torch.eye(min(flat.shape), dtype=flat.dtype, device=flat.device)
             return (one, flat) if flat.shape[0] <= flat.shape[1] else (flat, one)
         a, b = (self.parts[f"lokr_w{which}_{side}"].double() for side in "ab")
         core = self.parts.get(f"lokr_t{which}")
         if core is not None:
-            return a.T.contiguous(), torch.einsum("mn...,ni->mi...", core.double(), b).flatten(1)
+            return a.T, torch.einsum("mn...,ni->mi...", core.double(), b).flatten(1)
         return a, b.flatten(1)
 
     def scaled(self, strength: float, base: Tensor | None = None) -> "Lokr":
@@ -125,6 +125,12 @@ class Lokr:
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by role."""
         return {**self.parts, "alpha": alpha_tensor(self.alpha)}
+
+
+def _kron(a: Tensor, b: Tensor) -> Tensor:
+    # torch.kron fails on factors whose strides are unusual, as those of a turned [1, b] are.
+    rows, columns = len(a) * len(b), a.shape[1] * b.shape[1]
+    return (a[:, None, :, None] * b[None, :, None, :]).reshape(rows, columns)
 
 
 def build(tensors: Mapping[str, Tensor], alpha: float | None) -> Lokr:
@@ -163,7 +169,7 @@ def _fits(parts: Mapping[str, Tensor]) -> bool:
         if a is None or b is None:
             if core is not None or parts[f"lokr_w{which}"].ndim < 2:
                 return False
-        elif min(a.ndim, b.ndim) < 2:
+        elif a.ndim != 2 or b.ndim != 2:
             return False
         elif core is not None:
             if core.ndim < 3 or core.shape[:2] != (a.shape[0], b.shape[0]):

@@ -77,10 +77,11 @@ class Oft:
         for stage, rotation in enumerate(rotations):
             count, size, _ = rotation.shape
             step = 2**stage * half
-            order = torch.arange(len(weight)).reshape(-1, 2, step).transpose(1, 2).flatten()
+            places = torch.arange(len(weight), device=weight.device)
+            order = places.reshape(-1, 2, step).transpose(1, 2).flatten()
             blocks = weight[order].reshape(count, size, -1)
             back = torch.empty_like(order)
-            back[order] = torch.arange(len(order))
+            back[order] = places
             weight = torch.einsum("knm,kmi->kni", rotation, blocks).reshape(weight.shape)[back]
         return weight
 
@@ -91,7 +92,7 @@ class Oft:
         length = float(torch.linalg.vector_norm(skew))
         if 0 < bound < length:
             skew = skew * (bound / length)
-        one = torch.eye(skew.shape[-1], dtype=skew.dtype)
+        one = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device)
         rotations: Tensor = torch.linalg.solve(one - skew, one + skew, left=False)
         return rotations
 
@@ -143,8 +144,18 @@ def build(tensors: Mapping[str, Tensor], alpha: float | None) -> Oft:
     blocks = tensors["oft_blocks"]
     if blocks.ndim not in (3, 4) or blocks.shape[-1] != blocks.shape[-2]:
         raise AdapterError(f"expected square blocks, found {shapes_of(tensors)}")
+    if blocks.ndim == 4 and not _is_butterfly(*map(int, blocks.shape[:3])):
+        raise AdapterError(
+            "expected blocks of an even size and outputs that every stage of BOFT cuts in halves, "
+            f"found {shapes_of(tensors)}"
+        )
     rescale = tensors.get("rescale")
     if rescale is not None and rescale.numel() != blocks.shape[-3] * blocks.shape[-1]:
         raise AdapterError(f"expected a rescale for every output, found {shapes_of(tensors)}")
     constraint = number(tensors["alpha"]) if "alpha" in tensors else 0.0
     return Oft(blocks=blocks, rescale=rescale, alpha=constraint)
+
+
+def _is_butterfly(stages: int, count: int, size: int) -> bool:
+    """Tell whether the widest stage, of strides 2^stages · size / 2, divides the outputs."""
+    return size % 2 == 0 and (count * size) % (2**stages * (size // 2)) == 0

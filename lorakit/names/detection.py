@@ -47,7 +47,7 @@ def detect(
 
 
 def candidates(paths: Iterable[str]) -> tuple[Architecture, ...]:
-    """Return the architectures that have a denoiser's path which begins as one of these does.
+    """Return the architectures whose denoiser's paths begin as over half of these do.
 
     Args:
         paths: of the denoiser; where there are none, every architecture is one.
@@ -55,7 +55,11 @@ def candidates(paths: Iterable[str]) -> tuple[Architecture, ...]:
     given = list(paths)
     if not given:
         return ARCHITECTURES
-    return tuple(a for a in ARCHITECTURES if any(path.startswith(a.roots) for path in given))
+    return tuple(
+        architecture
+        for architecture in ARCHITECTURES
+        if 2 * sum(path.startswith(architecture.roots) for path in given) > len(given)
+    )
 
 
 def most_known(

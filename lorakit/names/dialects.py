@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from lorakit.names.architectures import Architecture, component_of, flat_name
 from lorakit.names.detection import detect
-from lorakit.names.loratable import BIAS_PATTERNS, OTHER_PATTERNS, ROLE_PATTERNS
+from lorakit.names.loratable import BIAS_PATTERNS, OTHER_PATTERNS, ROLE_PATTERNS, SOME_WORD
 from lorakit.names.spelling import DENOISERS, TEXT_ENCODERS, Spelling, spelling_of
 
 DIALECTS = ("kohya", "kohya-diffusers", "diffusers", "peft", "comfyui")
@@ -24,6 +25,14 @@ _KOHYA_PREFIX = {
     "text_encoder_2": "lora_te2_",
     "text_encoder_3": "lora_te3_",
 }
+_USUAL = {
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".alpha": "alpha",
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+}
+"""Most keys: a table is faster than the patterns, of which there are many."""
 BUNDLED = "bundle_emb."
 """What the keys of textual inversions begin with that come along in a LoRA's file."""
 _NAMED_BY_PEFT = ("dora", "oft", "ia3")
@@ -54,8 +63,16 @@ class Resolution:
     modules: Mapping[str, str]
 
 
+@lru_cache(maxsize=2**16)
 def parse_key(key: str) -> ParsedKey | None:
     """Take a LoRA key apart; None where nobody claims it."""
+    for suffix, role in _USUAL.items():
+        if key.endswith(suffix) and key != suffix and not key.endswith("lora.alpha"):
+            return ParsedKey(raw=key.removesuffix(suffix), role=role, kind="lora")
+    return _unusual(key) if SOME_WORD.search(key) else None
+
+
+def _unusual(key: str) -> ParsedKey | None:
     if key.startswith(BUNDLED):
         return ParsedKey(raw=key, role="embedding", kind="embedding")
     for role, pattern in BIAS_PATTERNS:

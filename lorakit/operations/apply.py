@@ -186,7 +186,9 @@ def _check_architecture(model: Model, stack: Stack) -> None:
 def _check_shape(
     model: Model, stack: Stack, module: str, slot: Slot, parts: Sequence[Part]
 ) -> None:
-    shape = shape_of(parts) or slot.shape
+    sides = [adapter.shape for adapter, _ in parts if 0 in adapter.shape]
+    odd = [s for s in sides if s[0] not in (0, slot.shape[0]) or s[1] not in (0, *slot.shape[1:2])]
+    shape = odd[0] if odd else shape_of(parts) or slot.shape
     if flat(slot.shape) != flat(shape) or math.prod(slot.shape) != math.prod(shape):
         _check_architecture(model, stack)
         raise AdapterError(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lorakit.adapters import Adapter, build
+from lorakit.adapters import Adapter, build, magnitude_for
 from lorakit.errors import AdapterError
 from lorakit.linalg.factored import Factors, dense
 from lorakit.names.dialects import parse_key
@@ -19,6 +19,7 @@ pytestmark = [
 ]
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(24, 16, bias=False),
+    "square": lambda: nn.Linear(16, 16, bias=False),
     "1x1": lambda: nn.Conv2d(24, 16, 1, bias=False),
     "3x3": lambda: nn.Conv2d(24, 16, 3, padding=1, bias=False),
 }
@@ -31,10 +32,29 @@ ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
         "LoConModule",
         {"lora_dim": 4, "alpha": 2, "weight_decompose": True, "wd_on_out": False},
     ),
+    "dora by input of a core": (
+        "LoConModule",
+        {
+            "lora_dim": 4,
+            "alpha": 2,
+            "use_tucker": True,
+            "weight_decompose": True,
+            "wd_on_out": False,
+        },
+    ),
     "loha": ("LohaModule", {"lora_dim": 3, "alpha": 2}),
+    "loha rs": ("LohaModule", {"lora_dim": 3, "alpha": 2, "rs_lora": True}),
     "loha tucker": ("LohaModule", {"lora_dim": 3, "alpha": 2, "use_tucker": True}),
     "dora of loha": ("LohaModule", {"lora_dim": 3, "alpha": 2, "weight_decompose": True}),
+    "dora by input of loha": (
+        "LohaModule",
+        {"lora_dim": 3, "alpha": 2, "weight_decompose": True, "wd_on_out": False},
+    ),
     "lokr": ("LokrModule", {"lora_dim": 2, "alpha": 1, "factor": 4}),
+    "dora of lokr": (
+        "LokrModule",
+        {"lora_dim": 2, "alpha": 1, "factor": 4, "weight_decompose": True},
+    ),
     "lokr whole": ("LokrModule", {"lora_dim": 10000, "alpha": 1, "factor": 4}),
     "lokr both": ("LokrModule", {"lora_dim": 1, "alpha": 2, "factor": 4, "decompose_both": True}),
     "lokr tucker": ("LokrModule", {"lora_dim": 2, "alpha": 1, "factor": 4, "use_tucker": True}),
@@ -43,6 +63,10 @@ ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
     "oft constraint": ("DiagOFTModule", {"lora_dim": 4, "alpha": 0.01, "constraint": 0.01}),
     "oft rescale": ("DiagOFTModule", {"lora_dim": 4, "alpha": 0, "rescaled": True}),
     "boft": ("ButterflyOFTModule", {"lora_dim": 4, "alpha": 0}),
+    "boft constraint": (
+        "ButterflyOFTModule",
+        {"lora_dim": 4, "alpha": 0.01, "constraint": 0.01},
+    ),
     "boft rescale": ("ButterflyOFTModule", {"lora_dim": 4, "alpha": 0, "rescaled": True}),
     "ia3": ("IA3Module", {"lora_dim": 4, "alpha": 1}),
     "ia3 on input": ("IA3Module", {"lora_dim": 4, "alpha": 1, "train_on_input": True}),
@@ -69,10 +93,11 @@ def lycoris_module(name: str, layer: nn.Module) -> nn.Module:
 def weight_of(forward: Callable[[Tensor], Tensor], layer: nn.Module) -> Tensor:
     """Read the weight that a layer acts with, [out, in · kh · kw], from its answers."""
     with torch.no_grad():
+        inputs: int = layer.weight.shape[1]  # type: ignore[index, assignment]
         if isinstance(layer, nn.Linear):
-            return forward(torch.eye(24)).T.double()
-        pulses = torch.zeros(24, 24, 5, 5)
-        pulses[torch.arange(24), torch.arange(24), 2, 2] = 1.0
+            return forward(torch.eye(inputs)).T.double()
+        pulses = torch.zeros(inputs, inputs, 5, 5)
+        pulses[torch.arange(inputs), torch.arange(inputs), 2, 2] = 1.0
         answers = forward(pulses).transpose(0, 1).double()
         kernel = layer.weight.shape[2]  # type: ignore[index]
         around = slice(2 - kernel // 2, 3 + kernel // 2)
@@ -126,7 +151,7 @@ def test_strength_is_linear_and_exact_for_every_kind(
     name: str, kernel: str, strength: float
 ) -> None:
     adapter, base, _ = made(name, kernel)
-    if adapter.kind in ("oft", "boft", "dora of loha"):
+    if adapter.kind in ("oft", "boft", "dora of loha", "dora of lokr"):
         with pytest.raises(AdapterError, match="no strength but 0 and 1"):
             adapter.scaled(strength, base)
         return
@@ -142,7 +167,7 @@ def test_strength_is_linear_and_exact_for_every_kind(
 def test_rows_are_those_of_the_change(name: str, kernel: str) -> None:
     adapter, base, _ = made(name, kernel)
     whole = change(adapter, base)
-    if adapter.kind == "boft" or name in ("oft constraint", "dora by input"):
+    if adapter.kind == "boft" or name == "oft constraint" or "by input" in name:
         with pytest.raises(AdapterError, match="fused layer"):
             adapter.rows(4, 12)
         return
@@ -169,3 +194,96 @@ def test_what_depends_on_the_base_says_so(name: str) -> None:
     assert adapter.needs_base
     with pytest.raises(AdapterError, match=r"depends on the weight .* --against"):
         adapter.change(None)
+
+
+def dora(outputs: int, inputs: int, **magnitude: Tensor) -> tuple[Adapter, Tensor, Tensor]:
+    """Return a DoRA of rank 2, ΔW of its factors, and a weight."""
+    numbers = torch.Generator().manual_seed(7)
+    up, down, base = (
+        torch.randn(sides, generator=numbers)
+        for sides in ((outputs, 2), (2, inputs), (outputs, inputs))
+    )
+    found = build(["lora", "dora"], {"up": up, "down": down, **magnitude}, None)
+    return found, up.double() @ down.double(), base
+
+
+@pytest.mark.parametrize("inputs", [4, 12, 24])
+@pytest.mark.parametrize("sides", [(), (3, 3)])
+def test_glora_of_the_first_layout_is_the_transposed(inputs: int, sides: tuple[int, ...]) -> None:
+    numbers = torch.Generator().manual_seed(5)
+    rank, outputs = 6, 12
+    a1, a2, b1, b2, base = (
+        torch.randn(shape, generator=numbers)
+        for shape in (
+            (rank, inputs),
+            (inputs, rank),
+            (rank, inputs, *sides),
+            (outputs, rank),
+            (outputs, inputs, *sides),
+        )
+    )
+    tensors = {"a1.weight": a1, "a2.weight": a2, "b1.weight": b1, "b2.weight": b2}
+    adapter = build(["glora"], tensors, 3.0)
+    inside = torch.einsum("oi...,ir,rj->oj...", base.double(), a2.double(), a1.double())
+    expected = 0.5 * (inside.flatten(1) + b2.double() @ b1.double().flatten(1))
+
+    def check(answer: Tensor) -> None:
+        assert reference.relative_error(answer, expected) < 1e-12
+
+    assert (adapter.rank, adapter.shape) == (rank, (outputs, inputs, *sides))
+    reference.negative_control(check, change(adapter, base.flatten(1)))
+
+
+def test_a_row_that_dora_takes_to_zero_stays_finite() -> None:
+    adapter = build(
+        ["lora", "dora"],
+        {
+            "up": torch.tensor([[0.0], [1.0]]),
+            "down": torch.ones(1, 8),
+            "lora_magnitude_vector": torch.tensor([0.0, 4.0]),
+        },
+        None,
+    )
+    found = change(adapter, torch.zeros(2, 8))
+    assert torch.equal(found[0], torch.zeros(8, dtype=torch.float64))
+    assert float(found[1].norm()) == pytest.approx(4.0)
+
+
+def test_the_name_decides_the_axis_of_a_square_layer_and_then_the_shape() -> None:
+    ones = torch.ones(8)
+    for magnitude, axis in (
+        ({"lora_magnitude_vector": ones}, 1),
+        ({"lora_magnitude_vector": ones.reshape(1, 8)}, 1),
+        ({"magnitude": ones}, 1),
+        ({"dora_scale": ones}, 1),
+        ({"dora_scale": ones.reshape(8, 1)}, 1),
+        ({"dora_scale": ones.reshape(1, 8)}, 0),
+    ):
+        adapter, _, base = dora(8, 8, **magnitude)
+        after = base.double() + change(adapter, base)
+        lengths = torch.linalg.vector_norm(after, dim=axis)
+        # LyCORIS adds fp32's eps to norms of about 5.
+        torch.testing.assert_close(lengths, ones.double(), rtol=1e-6, atol=0)
+        assert float((torch.linalg.vector_norm(after, dim=1 - axis) - 1).abs().max()) > 0.01
+
+
+def test_one_output_has_a_dora_by_input() -> None:
+    adapter, delta, base = dora(1, 8, dora_scale=torch.full((1, 8), 3.0))
+    expected = 3.0 * torch.sign(base.double() + delta)
+    assert reference.relative_error(base.double() + change(adapter, base), expected) < 1e-5
+
+
+def test_no_magnitude_is_nearer_than_the_one_that_is_chosen() -> None:
+    numbers = torch.Generator().manual_seed(11)
+    base, delta, tuned = (torch.randn(6, 8, generator=numbers).double() for _ in range(3))
+    tuned[0] = -tuned[0].abs() * torch.sign((base + delta)[0])
+    chosen = magnitude_for(base, delta, tuned)
+    direction = torch.nn.functional.normalize(base + delta, dim=1)
+
+    def distances(magnitude: Tensor) -> Tensor:
+        return (magnitude[:, None] * direction - tuned).norm(dim=1)
+
+    least = distances(chosen)
+    assert float(chosen[0]) < 0, "a row that turned round has a negative magnitude"
+    for other in (chosen * 1.01, chosen * 0.99, tuned.norm(dim=1), (base + delta).norm(dim=1)):
+        assert bool((distances(other) > least).all())
