@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Side:
-    """One side: a model in `source`, or LoRAs alone in `stack`."""
+    """One side: a model in `source`, or LoRAs alone in `stack`, perhaps on a `base`."""
 
     source: "TensorSource | None"
     stack: "tuple[tuple[LoraFile, Strength], ...]"
     paths: tuple[Path, ...]
     recipe: Mapping[str, Any]
+    base: Path | None = None
 
 
 def open_sides(
@@ -84,6 +85,7 @@ def _stack_side(
         stack=loaded.stack,
         paths=(*loaded.paths, base),
         recipe={"model": base.name, **recipe},
+        base=base,
     )
 
 

@@ -140,13 +140,21 @@ def extract(
 
 def _from_loras(sides: tuple[Side, Side], settings: "Settings", common: Common) -> "Made":
     from lorakit.lorafile import joint_dtype
+    from lorakit.models import open_model
     from lorakit.operations.plan import plan_lora
     from lorakit.operations.subtract import difference, subtract, subtract_pieces
+    from lorakit.tensorfile.source import open_source
 
     stacks = sides[0].stack, sides[1].stack
     if settings["choice"].kind != "lora":
         raise SpecError("--as dora and --as full need two models; two LoRAs give a LoRA.")
-    pieces, _ = subtract_pieces(*stacks, settings["choice"], dialect=settings["dialect"])
+    base = None if sides[0].base is None else open_source(sides[0].base)
+    pieces, _ = subtract_pieces(
+        *stacks,
+        settings["choice"],
+        model=None if base is None else open_model(base),
+        dialect=settings["dialect"],
+    )
     compute = common.compute()
     if common.dry_run:
         loras = [lora for lora, _ in difference(*stacks)]
@@ -155,7 +163,9 @@ def _from_loras(sides: tuple[Side, Side], settings: "Settings", common: Common) 
         plan = plan_lora("extract", pieces, rule=rule, dtype=dtype, inputs=loras, compute=compute)
         return None, plan, pieces
     with watching(quiet=common.quiet) as progress:
-        lora, report = subtract(*stacks, **settings, compute=compute, progress=progress)
+        lora, report = subtract(
+            *stacks, **settings, against=base, compute=compute, progress=progress
+        )
     return lora, report, pieces
 
 

@@ -6,17 +6,20 @@ from lorakit.compute import Compute
 from lorakit.errors import SpecError
 from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile
+from lorakit.models import open_model
 from lorakit.operations.merge import merge_pieces
 from lorakit.operations.outcome import from_pieces
 from lorakit.operations.stack import unclaimed
 from lorakit.progress import Progress, silent
 from lorakit.report import Report
+from lorakit.tensorfile.source import TensorSource
 
 
 def resize(
     lora: LoraFile,
     *,
     rule: RankRule,
+    against: TensorSource | None = None,
     compute: Compute | None = None,
     progress: Progress = silent,
 ) -> tuple[LoraFile, Report]:
@@ -25,6 +28,7 @@ def resize(
     Args:
         lora: the LoRA.
         rule: how much to keep.
+        against: the model that DoRA and its likes are taken on.
         compute: device, workers, bytes in flight.
         progress: called with (what, done, total).
 
@@ -40,7 +44,8 @@ def resize(
     """
     if rule.exact:
         raise SpecError("resize needs a rank rule, found none; give --rank, --energy or --size.")
-    pieces, _ = merge_pieces([(lora, 1.0)])
+    model = None if against is None else open_model(against)
+    pieces, _ = merge_pieces([(lora, 1.0)], model=model)
     resized, report = from_pieces(
         pieces,
         command="resize",

@@ -154,6 +154,7 @@ def sum_piece(
         block=block,
         shape=shape,
         truth=lambda: total(parts, read() if read else None),
+        base=base,
         floor=largest if len(parts) > 1 else None,
         rank_before=max(known, default=None),
         rank_bound=min(rank, least),

@@ -263,3 +263,24 @@ def test_a_block_wise_scale_is_refused(tmp_path: Path) -> None:
     save_lora(lora, loaded())
     words = refused("merge", lora, "--into", file, "-o", tmp_path / "out.safetensors")
     assert "weight_scale_inv" in words or "block" in words
+
+
+def test_the_command_line_takes_doras_on_their_model(tmp_path: Path) -> None:
+    """A difference, a cut, a smaller rank, a plain LoRA and a sum, each of files with a DoRA."""
+    base, lora = tmp_path / "base.safetensors", tmp_path / "lora.safetensors"
+    save_file({key: SINGLE.get(key).contiguous() for key in SINGLE.specs}, base)
+    save_lora(lora, loaded())
+    for name, arguments in {
+        "difference": ["extract", base, f"{base}+{lora}:0.5"],
+        "cut": ["cut-blocks", lora, "--elements", "D00:proj:0", "--against", base],
+        "resized": ["resize", lora, "--rank", 4, "--against", base],
+        "plain": ["convert", lora, "--as", "lora", "--against", base],
+        "merged": ["merge", f"{lora}:0.5", "--against", base],
+    }.items():
+        report = ran(*arguments, "-o", tmp_path / f"{name}.safetensors", "--verify")
+        assert report["verified"]["layers"] > 0, name
+    half = after(SINGLE, [(load_lora(tmp_path / "difference.safetensors"), 1.0)])
+    same = after(SINGLE, [(load_lora(tmp_path / "merged.safetensors"), 1.0)])
+    for key, value in after(SINGLE, [(loaded(), 0.5)]).items():
+        torch.testing.assert_close(half[key], value, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(same[key], value, rtol=1e-5, atol=1e-5)
