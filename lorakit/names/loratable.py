@@ -12,6 +12,7 @@ ROLES: Mapping[str, tuple[str, ...]] = {
         r"(?<=_lora[12])\.down\.weight",
         r"(?:(?<=\.processor\.qkv_lora)|(?<=\.processor\.proj_lora))\.down\.weight",
         r"\.lora_linear_layer\.down\.weight",
+        r"\.down",
     ),
     "up": (
         r"\.lora_up(?:\.weight)?",
@@ -21,6 +22,7 @@ ROLES: Mapping[str, tuple[str, ...]] = {
         r"(?<=_lora[12])\.up\.weight",
         r"(?:(?<=\.processor\.qkv_lora)|(?<=\.processor\.proj_lora))\.up\.weight",
         r"\.lora_linear_layer\.up\.weight",
+        r"\.up",
     ),
     "mid": (r"\.lora_mid(?:\.weight)?",),
     "embedding_down": (r"\.lora_embedding_A(?:\.[^.]+)?",),
@@ -66,7 +68,7 @@ def _compiled(table: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, re.Patte
 
 SOME_WORD = re.compile(
     r"lora|bundle_emb|alpha|hada_|lokr_|oft_|ia3_l|on_input|diff|_norm|scale|magnitude|set_weight"
-    r"|reshape_weight|_layer|\.[ab][12m]\.|\.bias_|\.(?:down|up)\."
+    r"|reshape_weight|_layer|\.[ab][12m]\.|\.bias_|\.(?:down|up)(?:\.|$)"
 )
 """What every key of an adapter holds; most keys of a checkpoint hold none of it."""
 ROLE_PATTERNS = _compiled(ROLES)
