@@ -90,6 +90,7 @@ def load_lora(
         module: _adapter(source, module, spellings, alpha_of, header_only)
         for module, spellings in keys.modules.items()
     }
+    _check_wholes(source.name, keys.architecture, adapters)
     for module, spellings in keys.modules.items():
         if "lora_bias" in spellings[0].keys:
             adapters[module] = _scaled_bias(source, module, adapters)
@@ -104,6 +105,20 @@ def load_lora(
         carried={key: source.get(key) for key in keys.carried} if not header_only else {},
         unclaimed=keys.unclaimed,
     )
+
+
+def _check_wholes(
+    name: str, architecture: Architecture | None, adapters: Mapping[str, Adapter]
+) -> None:
+    """Check that no layer is there whole, as kohya has it, and in parts, as diffusers does."""
+    fused = {} if architecture is None else architecture.fused
+    for whole in adapters.keys() & fused.keys():
+        parts = [part for part, _ in fused[whole] if part in adapters]
+        if parts:
+            raise FileFormatError(
+                f"{name}: {whole} is stored whole and in parts ({name_some(parts)}), so that both "
+                "would be added; delete one of them, lorakit cannot tell which is meant."
+            )
 
 
 def _scaled_bias(source: TensorSource, module: str, adapters: Mapping[str, Adapter]) -> Adapter:

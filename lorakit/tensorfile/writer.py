@@ -202,7 +202,8 @@ class _Part:
     @staticmethod
     def of(name: str, source: TensorSource, root: MultiFileSource) -> "_Part":
         """Cut a file out of a source; its own metadata takes over what the source changed."""
-        keys = root.files[name]
+        # A source may hide keys: the scales of fp8 that is written as something else.
+        keys = {inner: key for inner, key in root.files[name].items() if key in source.specs}
         changed = {k: v for k, v in source.metadata.items() if root.metadata.get(k) != v}
         own = {
             key: text
@@ -223,8 +224,9 @@ class _Part:
         base = getattr(self.source, "base", None)
         if base is None:
             return None
-        specs = {inner: base.specs[key] for inner, key in self.keys.items()}
-        return _Part(name=self.name, source=base, keys=self.keys, specs=specs, metadata={})
+        keys = {inner: key for inner, key in self.keys.items() if key in base.specs}
+        specs = {inner: base.specs[key] for inner, key in keys.items()}
+        return _Part(name=self.name, source=base, keys=keys, specs=specs, metadata={})
 
     def get(self, key: str) -> Tensor:
         """Read a tensor."""
@@ -243,19 +245,24 @@ def _never_replaced(source: TensorSource, inputs: Sequence[str | Path]) -> list[
 
 
 def _indexes(source: TensorSource, root: MultiFileSource) -> dict[str, str]:
-    """Return the indexes whose total size another dtype has changed."""
+    """Return the indexes whose total size another dtype has changed, hidden keys left out."""
     texts = {}
     for index in root.indexes:
         folder = PurePosixPath(index).parent
-        keys = [
-            key
+        keys = {
+            inner: key
             for name, held in root.files.items()
             if PurePosixPath(name).parent == folder
-            for key in held.values()
-        ]
-        grown = sum(source.specs[key].nbytes - root.specs[key].nbytes for key in keys)
+            for inner, key in held.items()
+        }
+        hidden = [inner for inner, key in keys.items() if key not in source.specs]
+        before = sum(root.specs[key].nbytes for key in keys.values())
+        after = sum(source.specs[key].nbytes for key in keys.values() if key in source.specs)
+        grown = after - before
         with reading(root.root / index):
             table = json.loads((root.root / index).read_bytes())
+        for inner in hidden:
+            table["weight_map"].pop(inner, None)
         about = table.get("metadata")
         if grown and isinstance(about, dict) and isinstance(about.get("total_size"), int):
             about["total_size"] += grown

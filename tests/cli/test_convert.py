@@ -13,7 +13,6 @@ from tests import layouts
 from tests.helpers import dense, metadata_of, ran, refused, run, worst_error
 from tests.oracle.test_architectures import ends, lora_file
 
-
 KINDS = {"dora", "oft", "ia3", "full", "vector"}
 
 

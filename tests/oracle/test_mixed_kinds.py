@@ -1,5 +1,6 @@
 """Files of several adapter kinds, from the file to the model and back."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lorakit.errors import AdapterError
+from lorakit.errors import AdapterError, FileFormatError
 from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile, load_lora
 from lorakit.names.flux import FLUX
@@ -254,6 +255,56 @@ def test_a_lora_is_baked_into_scaled_fp8(tmp_path: Path, kind: str) -> None:
     found = result[f"{key}.weight"].double() * result[f"{key}.scale_weight"].double()
     step = float(torch.finfo(dtype).eps)
     assert reference.relative_error(found, plain[f"{key}.weight"].double()) < step
+
+
+def test_sharded_scaled_fp8_becomes_plain_bf16(tmp_path: Path) -> None:
+    folder = tmp_path / "base" / "transformer"
+    folder.mkdir(parents=True)
+    stored: dict[str, Tensor] = {}
+    for key, value in layouts.as_folder(MODEL).items():
+        bare = key.removeprefix("transformer/")
+        stored[bare] = value
+        if value.ndim == 2:
+            scale = value.abs().max() / 448
+            stored[bare] = (value / scale).to(torch.float8_e4m3fn)
+            stored[f"{bare.removesuffix('.weight')}.weight_scale"] = scale
+    names = sorted(stored)
+    shards = {"a": names[::2], "b": names[1::2]}
+    stem = "diffusion_pytorch_model"
+    for shard, keys in shards.items():
+        save_file({k: stored[k].contiguous() for k in keys}, folder / f"{stem}-{shard}.safetensors")
+    table = {
+        "metadata": {"total_size": sum(t.nbytes for t in stored.values())},
+        "weight_map": {k: f"{stem}-{s}.safetensors" for s, keys in shards.items() for k in keys},
+    }
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(table), encoding="utf-8")
+    lora = tmp_path / "lora.safetensors"
+    save_lora(lora, loaded())
+    for dtype, scaled in (("keep", True), ("bf16", False)):
+        out = tmp_path / dtype
+        arguments = ["--into", folder.parent, "-o", out, "--dtype", dtype, "--verify"]
+        ran("merge", f"{lora}:0.9", *arguments)
+        index = json.loads(next(out.rglob("*.index.json")).read_text("utf-8"))
+        found = open_source(out)
+        assert ("transformer/transformer_blocks.0.attn.to_q.weight_scale" in found.specs) == scaled
+        assert len(index["weight_map"]) == len(found.specs)
+        assert index["metadata"]["total_size"] == sum(spec.nbytes for spec in found.specs.values())
+
+
+def test_a_layer_that_is_there_whole_and_in_parts_is_refused() -> None:
+    file = {
+        f"{stem}.{role}": value
+        for stem in (
+            "lora_unet_double_blocks_0_img_attn_qkv",
+            "transformer.transformer_blocks.0.attn.to_q",
+        )
+        for role, value in {
+            "lora_up.weight": random(6 if "qkv" in stem else 2, 2),
+            "lora_down.weight": random(2, 6),
+        }.items()
+    }
+    with pytest.raises(FileFormatError, match=r"whole and in parts .*attn\.to_q"):
+        load_lora(file)
 
 
 def test_a_block_wise_scale_is_refused(tmp_path: Path) -> None:
