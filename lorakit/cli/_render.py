@@ -132,7 +132,8 @@ def _verified(report: "Report") -> str:
 
 def _ranks(before: int | None, after: int | None) -> str:
     if before is None or after is None:
-        return str(before if after is None else after)
+        known = before if after is None else after
+        return "" if known is None else str(known)
     return f"{before} -> {after}"
 
 

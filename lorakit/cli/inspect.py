@@ -64,7 +64,7 @@ def inspect(
 def _facts(found: "Inspection") -> Table:
     facts = {
         "file": found.path,
-        "kind": " + ".join(found.adapters) if found.adapters else found.kind,
+        "kind": _counts(found.adapters) if found.adapters else found.kind,
         "architecture": found.architecture or "not known",
         "names": found.layout,
         "layers": f"{found.layers} ({_counts(found.components)})",
@@ -74,6 +74,7 @@ def _facts(found: "Inspection") -> Table:
         "size": f"{bytes_text(found.nbytes)} in {found.tensors} tensors",
         "blocks": " ".join(block.id for block in found.blocks),
         "not known": f"{len(found.unclaimed)} tensors" if found.unclaimed else "",
+        "not measured": _unmeasured(found),
         "dead layers": str(len(found.dead)) if found.dead else "",
         "made by": _made_by(found.metadata),
     }
@@ -81,6 +82,12 @@ def _facts(found: "Inspection") -> Table:
         if found.metadata.get(key, "None") not in ("None", ""):
             facts[name] = found.metadata[key]
     return _pairs({name: value for name, value in facts.items() if value})
+
+
+def _unmeasured(found: "Inspection") -> str:
+    """Say why some layers have no norm."""
+    count = len(found.unmeasured)
+    return f"{count} layers, whose change depends on the model" if count else ""
 
 
 def _made_by(metadata: Mapping[str, str]) -> str:

@@ -27,6 +27,7 @@ def block_norms(found: Inspection, place: Path) -> Inspection:
         found,
         blocks=tuple(_filled(block, lora, measured, whole) for block in found.blocks),
         dead=tuple(module for module in modules if measured[module][0] == 0.0),
+        unmeasured=tuple(module for module in modules if math.isnan(measured[module][0])),
     )
 
 

@@ -37,7 +37,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What a file holds; counts map a value to how many layers or tensors have it."""
+    """What a file holds; counts map a value to how many layers or tensors have it.
+
+    `unmeasured` are layers without a norm: their change depends on the model.
+    """
 
     path: str
     kind: str
@@ -53,6 +56,7 @@ class Inspection:
     alphas: Mapping[str, int] = field(default_factory=dict)
     blocks: tuple[Block, ...] = ()
     dead: tuple[str, ...] = ()
+    unmeasured: tuple[str, ...] = ()
     unclaimed: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -139,7 +143,7 @@ def _lora(
         adapters=_counts(_kind(found, specs) for found in first.values()),
         components=_counts(_component(module) for module in first),
         ranks=_counts(_rank(found, specs) for found in first.values()),
-        alphas=_counts(_alpha(found, specs, header) for found in first.values()),
+        alphas=_counts(_alpha(f, specs, header) for f in first.values() if _has_rank(f)),
         blocks=_blocks(sizes, keys.architecture),
         unclaimed=keys.unclaimed,
         metadata=dict(metadata),
@@ -174,6 +178,10 @@ def _rank(found: ModuleKeys, specs: Mapping[str, Spec]) -> str:
     if not sides:
         return "none"
     return str(sides[0][0]) if sides[0] else "?"
+
+
+def _has_rank(found: ModuleKeys) -> bool:
+    return any(role in found.keys for role in RANKED)
 
 
 def _alpha(found: ModuleKeys, specs: Mapping[str, Spec], header: Header | None) -> str:
