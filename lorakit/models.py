@@ -124,6 +124,7 @@ class Addend:
         transpose: whether the tensor holds the transposed weight.
         swap: whether it holds the two halves of the rows the other way round.
         needs_base: whether ΔW depends on the weight.
+        dense: whether ΔW is made as a whole matrix, not as factors.
         change: makes ΔW from the weight [out, in · kh · kw] in fp32, or from None.
     """
 
@@ -131,6 +132,7 @@ class Addend:
     transpose: bool
     swap: bool = False
     needs_base: bool = False
+    dense: bool = False
     change: Callable[[Tensor | None], Factors | Tensor]
 
     def on(self, tensor: Tensor) -> Factors | Tensor:
@@ -249,6 +251,15 @@ class Rounded:
             part = _side(value, addend)[place]
             _side(result, addend)[place] = _stored_sum(part, change, stored)
         return result.cpu()
+
+    def bytes_an_element(self, key: str) -> int:
+        """Return what computing a tensor takes for each of its elements.
+
+        The tensor as read and as stored, room for factors and tiles; for a dense ΔW its base, its
+        direction and itself in fp64 besides.
+        """
+        dense = any(addend.dense for addend in self.applied.addends.get(key, ()))
+        return 56 if dense else 16
 
     def extent(self, key: str) -> Extent | None:
         """Tell where the bytes of a tensor lie that is neither touched nor stored otherwise."""

@@ -19,6 +19,7 @@ from lorakit.operations.stack import (
     Stack,
     architecture_of,
     flat,
+    is_dense,
     needs_base,
     parts_of,
     shape_of,
@@ -142,6 +143,7 @@ def _addend(
         transpose=slot.transpose,
         swap=slot.swap,
         needs_base=needs_base(parts),
+        dense=is_dense(parts),
         change=change,
     )
     note = f", {shape[1]} of its {wanted} inputs" if wanted else ""

@@ -147,7 +147,7 @@ def sum_piece(
     rows, columns = flat(shape)
     least = min(rows, columns)
     known = [rank for rank in ranks if rank is not None]
-    dense = read is not None or len(known) < len(ranks) or any(_is_dense(a) for a, _ in parts)
+    dense = read is not None or len(known) < len(ranks) or is_dense(parts)
     rank = least if dense else sum(known)
     return Piece(
         module=module,
@@ -169,8 +169,9 @@ def with_kernel(module: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _is_dense(adapter: Adapter) -> bool:
-    return adapter.kind not in ("lora", "locon")
+def is_dense(parts: Sequence[Part]) -> bool:
+    """Tell whether Σ strength · ΔW may have to be made as a whole matrix."""
+    return any(adapter.kind not in ("lora", "locon") for adapter, _ in parts)
 
 
 def size(change: Factors | Tensor) -> float:

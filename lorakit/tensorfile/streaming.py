@@ -107,14 +107,11 @@ def _values(
     source: TensorSource, specs: Mapping[str, Spec], keys: list[str], compute: Compute
 ) -> Generator[Tensor, None, None]:
     yield from ordered_map(
-        lambda key: stored(source, key), keys, compute=compute, cost=_cost(specs)
+        lambda key: stored(source, key), keys, compute=compute, cost=_cost(source, specs)
     )
 
 
-def _cost(specs: Mapping[str, Spec]) -> Callable[[str], int]:
-    """Return the bytes that computing a tensor takes: four of it in fp32.
-
-    They are the tensor as read and as stored, the sum in fp32, and room for the factors and for
-    blocks on the way.
-    """
-    return lambda key: 16 * specs[key].numel
+def _cost(source: TensorSource, specs: Mapping[str, Spec]) -> Callable[[str], int]:
+    """Return the bytes that computing a tensor takes: what the source says, or four times fp32."""
+    asked: Callable[[str], int] | None = getattr(source, "bytes_an_element", None)
+    return lambda key: (asked(key) if asked else 16) * specs[key].numel
