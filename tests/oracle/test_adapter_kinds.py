@@ -8,9 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.adapters import Adapter, build, magnitude_for
-from lorakit.errors import AdapterError
+from lorakit.errors import AdapterError, UnmatchedError
 from lorakit.linalg.factored import Factors, dense
+from lorakit.lorafile import LoraFile
 from lorakit.names.dialects import parse_key
+from lorakit.names.sd import SD1
+from lorakit.operations.apply import apply
+from lorakit.operations.cut_blocks import cut_blocks
+from lorakit.tensorfile.source import DictSource
 from tests import reference
 
 pytestmark = [
@@ -287,3 +292,29 @@ def test_no_magnitude_is_nearer_than_the_one_that_is_chosen() -> None:
     assert float(chosen[0]) < 0, "a row that turned round has a negative magnitude"
     for other in (chosen * 1.01, chosen * 0.99, tuned.norm(dim=1), (base + delta).norm(dim=1)):
         assert bool((distances(other) > least).all())
+
+
+PLACES = {
+    "linear": "mid_block.attentions.0.transformer_blocks.0.ff.net.2",
+    "square": "mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
+    "1x1": "mid_block.attentions.0.proj_in",
+    "3x3": "down_blocks.0.resnets.0.conv1",
+}
+
+
+@pytest.mark.parametrize("kernel", LAYERS)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_kind_is_baked_at_a_strength_and_cut_with_its_block(name: str, kernel: str) -> None:
+    """W + s · (W' − W), LyCORIS's W'; nothing once the block is cut."""
+    adapter, base, expected = made(name, kernel)
+    shape = LAYERS[kernel]().weight.shape
+    key, module = f"unet/{PLACES[kernel]}.weight", f"unet.{PLACES[kernel]}"
+    other = {f"unet/{path}.weight": torch.zeros(4, 4) for path in set(PLACES.values())}
+    source = DictSource(other | {key: base.reshape(shape)})
+    lora = LoraFile(name="one", adapters={module: adapter}, architecture=SD1)
+    applied, _ = apply(source, [(lora, -0.5)])
+    wanted = base.double() - 0.5 * expected
+    atol = FP32 * float(expected.norm())
+    torch.testing.assert_close(applied.get(key).flatten(1).double(), wanted, rtol=FP32, atol=atol)
+    with pytest.raises(UnmatchedError, match="cut all"):
+        cut_blocks(lora, blocks={lora.block(module): 0.0}, measure=False)

@@ -109,6 +109,21 @@ def test_every_module_of_the_whole_model_has_its_place(
         assert all(index.find(part) is not None for part in parts)
 
 
+@pytest.mark.parametrize(
+    "prefix", ["", "model.diffusion_model.", "diffusion_model.", "model.model.", "net."]
+)
+@EACH
+def test_a_single_file_may_have_any_prefix(architecture: Architecture, prefix: str) -> None:
+    names = [name for name in ends(architecture) if name.component == architecture.denoiser]
+    bare = layouts.original_layout(names, as_paths(layouts.tiny_model(names)))
+    index = index_checkpoint({prefix + key: tuple(t.shape) for key, t in bare.items()})
+    assert all(index.find(name.module) is not None for name in names)
+
+
+def as_paths(model: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.partition(".")[2]: tensor for key, tensor in model.items()}
+
+
 @EACH
 @IN_EACH_DIALECT
 def test_every_module_is_found_and_baked_alike_into_both_layouts(
