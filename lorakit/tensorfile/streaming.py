@@ -11,10 +11,10 @@ from lorakit.compute import Compute, ordered_map
 from lorakit.errors import FileFormatError
 from lorakit.progress import Progress
 from lorakit.tensorfile.casting import stored
-from lorakit.tensorfile.copying import copy_extent, write_all
 from lorakit.tensorfile.dtypes import bytes_of
 from lorakit.tensorfile.header import Extent, Spec, format_header, layout
 from lorakit.tensorfile.plain import TensorSource
+from lorakit.tensorfile.sinks import Sink, sink_of
 
 WHAT = "bytes written"
 
@@ -52,13 +52,13 @@ def stream(
     total = len(header) + sum(spec.nbytes for spec in specs.values())
     steps = plan(source, specs)
     computed = [step for step in steps if isinstance(step, str)]
-    with closing(_values(source, specs, computed, compute)) as values:
+    with sink_of(file, total) as sink, closing(_values(source, specs, computed, compute)) as values:
         # The workers begin before the first long copy.
         ahead = chain([next(values)], values) if computed else values
-        write_all(file, header)
+        sink.write(header)
         done = len(header)
         progress(WHAT, before + done, before + total)
-        for amount in _write(file, steps, ahead):
+        for amount in _write(sink, steps, ahead):
             done += amount
             progress(WHAT, before + done, before + total)
     return done
@@ -93,13 +93,13 @@ def _is_next(first: Extent, second: Extent) -> bool:
     return first.path == second.path and first.offset + first.length == second.offset
 
 
-def _write(file: BinaryIO, steps: list[Step], values: Iterator[Tensor]) -> Iterator[int]:
+def _write(sink: Sink, steps: list[Step], values: Iterator[Tensor]) -> Iterator[int]:
     for step in steps:
         if isinstance(step, Extent):
-            yield from copy_extent(step, file)
+            yield from sink.copy(step)
         else:
             data = bytes_of(next(values))
-            write_all(file, data)
+            sink.write(data)
             yield len(data)
 
 

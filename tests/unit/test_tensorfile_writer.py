@@ -132,7 +132,7 @@ def test_neighbouring_bytes_are_one_copy(tmp_path, base, monkeypatch):
     extents: list[Extent] = []
     copy = copying.copy_extent
     monkeypatch.setattr(
-        "lorakit.tensorfile.streaming.copy_extent",
+        "lorakit.tensorfile.sinks.copy_extent",
         lambda extent, file: extents.append(extent) or copy(extent, file),
     )
     write_safetensors(tmp_path / "out", Computed(base, ["l05.w"]))
@@ -343,7 +343,7 @@ def test_a_failing_disk_is_a_plain_sentence(tmp_path, base, monkeypatch, code, h
     def fail(file, data):
         raise OSError(code, "The reason")
 
-    monkeypatch.setattr("lorakit.tensorfile.streaming.write_all", fail)
+    monkeypatch.setattr("lorakit.tensorfile.sinks.write_all", fail)
     with pytest.raises(OutputError, match=f"out: expected to write .*'The reason'; .*{hint}"):
         write_safetensors(tmp_path / "out", base)
     assert not leftovers(tmp_path)
