@@ -1,6 +1,7 @@
 """A LoRA in memory, and how it is read."""
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,10 +87,13 @@ def load_lora(
     source, alpha_of = _open(path)
     keys = read_keys({key: spec.shape for key, spec in source.specs.items()}, source.metadata)
     _check_claims(source.name, keys, allow_unmatched)
-    adapters = {
-        module: _adapter(source, module, spellings, alpha_of, header_only)
-        for module, spellings in keys.modules.items()
-    }
+    # The hash is a third of the work, and takes no hold of the interpreter.
+    with ThreadPoolExecutor(1) as pool:
+        hashed = None if header_only else pool.submit(model_hash, source)
+        adapters = {
+            module: _adapter(source, module, spellings, alpha_of, header_only)
+            for module, spellings in keys.modules.items()
+        }
     _check_wholes(source.name, keys.architecture, adapters)
     for module, spellings in keys.modules.items():
         if "lora_bias" in spellings[0].keys:
@@ -101,7 +105,7 @@ def load_lora(
         dialect=keys.dialect,
         dtype=stored_dtype(adapters.values()),
         metadata=dict(source.metadata),
-        sha256="" if header_only else model_hash(source),
+        sha256="" if hashed is None else hashed.result(),
         carried={key: source.get(key) for key in keys.carried} if not header_only else {},
         unclaimed=keys.unclaimed,
     )

@@ -53,6 +53,8 @@ class Svd:
 
 def join(parts: Sequence[Factors]) -> Factors:
     """Return the exact sum of products of one shape: their factors side by side."""
+    if len(parts) == 1:
+        return parts[0]
     return Factors(
         up=torch.cat([part.up for part in parts], dim=1),
         down=torch.cat([part.down for part in parts], dim=0),
@@ -61,6 +63,8 @@ def join(parts: Sequence[Factors]) -> Factors:
 
 def scaled(factors: Factors, strength: float) -> Factors:
     """Return strength · up @ down."""
+    if strength == 1.0:
+        return factors
     return Factors(up=factors.up * strength, down=factors.down)
 
 
@@ -113,8 +117,51 @@ def distance(a: Factors, b: Factors) -> float:
     return off / whole
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Decomposition:
+    """The singular values of a product, and its directions once it is known how many are wanted.
+
+    Args:
+        s: all of them, [k] in fp64, descending.
+        left: what turns the core's directions into those of `up`.
+        right: likewise of `down`.
+        cores: the core's directions, [r, k] each in fp64.
+        like: gives the dtype and the device of the directions.
+    """
+
+    s: Tensor
+    left: "_Side"
+    right: "_Side"
+    cores: tuple[Tensor, Tensor]
+    like: Tensor
+
+    def first(self, rank: int) -> Svd:
+        """Return the leading directions; to turn them all would cost as much as the core."""
+        u, v = (
+            side.turned(core[:, :rank]).to(self.like.device, self.like.dtype)
+            for side, core in zip((self.left, self.right), self.cores, strict=True)
+        )
+        u, v = fixed_signs(u, v)
+        return Svd(u=u, s=self.s[:rank].to(self.like.device), v=v)
+
+
 def svd(factors: Factors) -> Svd:
     """Return the exact singular value decomposition, k = min(r, m, n) directions.
+
+    Args:
+        factors: on any device, in fp32 or fp64.
+
+    Returns:
+        u and v in the dtype of the factors, s in fp64, all on their device.
+
+    Cost: see `decomposed`.
+    """
+    found = decomposed(factors)
+    return found.first(len(found.s))
+
+
+def decomposed(factors: Factors) -> Decomposition:
+    """Return the exact singular values of up @ down, and what its directions are made of.
 
     A side with at least as many rows as columns is reduced to r x r by the Cholesky factor of its
     Gram matrix in fp64, its columns scaled to length one first, so that (1e6 · up, 1e-6 · down)
@@ -124,18 +171,12 @@ def svd(factors: Factors) -> Svd:
     Args:
         factors: on any device, in fp32 or fp64.
 
-    Returns:
-        u and v in the dtype of the factors, s in fp64, all on their device.
-
     Source: Fukaya et al., CholeskyQR2 (2014), for the accuracy of the Gram matrix.
     Cost: O((m + n) r² + r³).
     """
     left, right = _reduced(_double(factors.up)), _reduced(_double(factors.down).T)
     u, s, v = core_svd((left.core * (left.lengths * right.lengths)) @ right.core.T)
-    kind, device = factors.up.dtype, factors.up.device
-    u, v = left.turned(u).to(device, kind), right.turned(v).to(device, kind)
-    u, v = fixed_signs(u, v)
-    return Svd(u=u, s=s.to(device), v=v)
+    return Decomposition(s=s, left=left, right=right, cores=(u, v), like=factors.up)
 
 
 def core_svd(core: Tensor) -> tuple[Tensor, Tensor, Tensor]:
