@@ -1,14 +1,22 @@
-"""Run a set of benchmarks: python -m benchmarks [apply extract resize merge] [options of each]."""
+"""Run a set of benchmarks: python -m benchmarks [NAME]... [options of each]."""
 
 import argparse
 
-from benchmarks import bench_apply, bench_extract, bench_merge, bench_resize, measure
+from benchmarks import (
+    bench_apply,
+    bench_extract,
+    bench_merge,
+    bench_methods,
+    bench_resize,
+    measure,
+)
 
 BENCHMARKS = {
     "merge": bench_merge,
     "resize": bench_resize,
     "extract": bench_extract,
     "apply": bench_apply,
+    "methods": bench_methods,
 }
 
 

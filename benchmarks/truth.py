@@ -69,12 +69,16 @@ class File:
         """Return a layer's weight [m, n] in float64."""
         return self.get(layer.key)[slice(*layer.rows)].flatten(1).double()
 
+    def factors(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        """Return a kohya LoRA's `up` [m, r] and `down` [r, n] as they are stored."""
+        up, down = (self.get(f"{layer.name}.lora_{side}.weight") for side in ("up", "down"))
+        return up.flatten(1), down.flatten(1)
+
     def delta(self, layer: Layer) -> Tensor:
         """Return a kohya LoRA's ΔW [m, n] in float64, zero where it lacks the layer."""
         if f"{layer.name}.lora_up.weight" not in self.keys:
             return torch.zeros(layer.shape, dtype=torch.float64).flatten(1)
-        up = self.get(f"{layer.name}.lora_up.weight").double().flatten(1)
-        down = self.get(f"{layer.name}.lora_down.weight").double().flatten(1)
+        up, down = (factor.double() for factor in self.factors(layer))
         alpha = float(self.get(f"{layer.name}.alpha"))
         return (up @ down) * (alpha / down.shape[0])
 
