@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lorakit.compute import Compute
     from lorakit.linalg.ranks import RankRule
     from lorakit.lorafile import LoraFile, load_lora
+    from lorakit.methods.method import Method
     from lorakit.operations.apply import apply
     from lorakit.operations.choice import Choice
     from lorakit.operations.convert import convert
@@ -30,6 +31,7 @@ _HOMES = {
     "Choice": "operations.choice",
     "Compute": "compute",
     "LoraFile": "lorafile",
+    "Method": "methods.method",
     "Output": "saving",
     "RankRule": "linalg.ranks",
     "Report": "report",
@@ -53,6 +55,7 @@ __all__ = [
     "Choice",
     "Compute",
     "LoraFile",
+    "Method",
     "Output",
     "RankRule",
     "Report",

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lorakit.errors import FileFormatError, NumericsError
 from lorakit.linalg.factored import Factors
-from lorakit.linalg.rounding import rounded_add, rounded_sum
+from lorakit.linalg.rounding import rounded_add, rounded_sum, rounded_tiles
 from lorakit.linalg.rounding8 import rounded8_add, rounded8_sum
+from lorakit.linalg.tiles import Change, dense
 from lorakit.names.architectures import Target
 from lorakit.names.checkpoints import BIAS, CheckpointIndex, index_checkpoint
 from lorakit.tensorfile.header import Extent, Spec
@@ -69,6 +70,14 @@ class Model:
         Raises:
             FileFormatError: the model lacks the module.
         """
+        return self.stored(module).float()
+
+    def stored(self, module: str) -> Tensor:
+        """Read a module's weight as `weight` does, in the dtype that the file has.
+
+        Raises:
+            FileFormatError: the model lacks the module.
+        """
         parts = [self._read(slot) for p in self.parts(module) if (slot := self.slot(p)) is not None]
         if not parts:
             raise FileFormatError(f"{self.source.name}: expected a weight of {module}, found none.")
@@ -79,7 +88,7 @@ class Model:
         if slot.transpose:
             tensor = tensor.T
         start, stop = slot.rows
-        tensor = tensor[start:stop].reshape(stop - start, -1).float()
+        tensor = tensor[start:stop].reshape(stop - start, -1)
         return swapped(tensor) if slot.swap else tensor
 
 
@@ -133,9 +142,9 @@ class Addend:
     swap: bool = False
     needs_base: bool = False
     dense: bool = False
-    change: Callable[[Tensor | None], Factors | Tensor]
+    change: Callable[[Tensor | None], Change]
 
-    def on(self, tensor: Tensor) -> Factors | Tensor:
+    def on(self, tensor: Tensor) -> Change:
         """Return what is added to these rows of the unchanged tensor, as they lie there."""
         base = None
         if self.needs_base:
@@ -145,9 +154,9 @@ class Addend:
         change = self.change(base)
         if not self.swap:
             return change
-        if isinstance(change, Tensor):
-            return swapped(change)
-        return Factors(up=swapped(change.up), down=change.down)
+        if isinstance(change, Factors):
+            return Factors(up=swapped(change.up), down=change.down)
+        return swapped(dense(change))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -192,10 +201,11 @@ class Applied:
         changes = [(addend, addend.on(tensor)) for addend in self.addends[key]]
         for addend, change in changes:
             place = _side(value, addend)[slice(*addend.rows)]
-            delta = change
-            if isinstance(delta, Factors):
-                delta = delta.up.to(value) @ delta.down.to(value)
-            place += delta.to(value).reshape(place.shape)
+            if isinstance(change, Factors):
+                delta = change.up.to(value) @ change.down.to(value)
+            else:
+                delta = dense(change).to(value)
+            place += delta.reshape(place.shape)
         return value.cpu()
 
     def extent(self, key: str) -> Extent | None:
@@ -275,23 +285,23 @@ def stored_specs(applied: Applied, dtype: str | None) -> dict[str, Spec]:
     }
 
 
-def _stored_sum(value: Tensor, change: Factors | Tensor, stored: torch.dtype) -> Tensor:
+def _stored_sum(value: Tensor, change: Change, stored: torch.dtype) -> Tensor:
     flat = value.reshape(value.shape[0], math.prod(value.shape[1:]))
     device = value.device
     if stored.itemsize < 2:
-        if isinstance(change, Tensor):
-            return rounded8_add(flat, change.to(device).reshape(flat.shape), stored).reshape(
-                value.shape
-            )
-        total = rounded8_sum(flat, change.up.to(device), change.down.to(device), stored)
+        if isinstance(change, Factors):
+            total = rounded8_sum(flat, change.up.to(device), change.down.to(device), stored)
+        else:
+            total = rounded8_add(flat, dense(change).to(device).reshape(flat.shape), stored)
         return total.reshape(value.shape)
     # In place where the dtype stays: fresh pages cost as much as the sum.
     out = flat if flat.dtype == stored and flat.is_contiguous() else None
-    if isinstance(change, Tensor):
-        delta = change.to(device).reshape(flat.shape)
-        total = rounded_add(flat, delta, stored, out=out)
-    else:
+    if isinstance(change, Factors):
         total = rounded_sum(flat, change.up.to(device), change.down.to(device), stored, out=out)
+    elif isinstance(change, Tensor):
+        total = rounded_add(flat, change.to(device).reshape(flat.shape), stored, out=out)
+    else:
+        total = rounded_tiles(flat, change, stored, out=out)
     return total.reshape(value.shape)
 
 

@@ -130,8 +130,8 @@ class Decomposition:
     """
 
     s: Tensor
-    left: "_Side"
-    right: "_Side"
+    left: "Side"
+    right: "Side"
     cores: tuple[Tensor, Tensor]
     like: Tensor
 
@@ -174,7 +174,7 @@ def decomposed(factors: Factors) -> Decomposition:
     Source: Fukaya et al., CholeskyQR2 (2014), for the accuracy of the Gram matrix.
     Cost: O((m + n) r² + r³).
     """
-    left, right = _reduced(_double(factors.up)), _reduced(_double(factors.down).T)
+    left, right = reduced(_double(factors.up)), reduced(_double(factors.down).T)
     u, s, v = core_svd((left.core * (left.lengths * right.lengths)) @ right.core.T)
     return Decomposition(s=s, left=left, right=right, cores=(u, v), like=factors.up)
 
@@ -239,8 +239,11 @@ def _double(tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Side:
-    """A matrix [d, r] = basis @ turn @ core @ diag(lengths), basis @ turn orthonormal."""
+class Side:
+    """A matrix [d, r] = basis @ turn @ core @ diag(lengths), basis @ turn orthonormal.
+
+    Where basis and turn are None they are the identity.
+    """
 
     core: Tensor
     lengths: Tensor
@@ -254,18 +257,19 @@ class _Side:
         return directions if self.basis is None else self.basis @ directions
 
 
-def _reduced(side: Tensor) -> _Side:
+def reduced(side: Tensor) -> Side:
+    """Reduce a matrix [d, r] in fp64 to a core, and what turns the core's directions back."""
     rows, rank = side.shape
     if rows <= rank:
         lengths = torch.ones(rank, dtype=side.dtype, device=side.device)
-        return _Side(core=side, lengths=lengths, basis=None, turn=None)
+        return Side(core=side, lengths=lengths, basis=None, turn=None)
     products = side.T @ side
     lengths = products.diagonal().sqrt()
     found = _by_gram(side, products, lengths) if rank and float(lengths.min()) > 0 else None
     return _by_qr(side, lengths) if found is None else found
 
 
-def _by_gram(side: Tensor, products: Tensor, lengths: Tensor) -> _Side | None:
+def _by_gram(side: Tensor, products: Tensor, lengths: Tensor) -> Side | None:
     """Reduce by the Cholesky factor of the Gram matrix; None where that is not accurate."""
     lower, failed = torch.linalg.cholesky_ex(products / lengths / lengths[:, None])
     if int(failed):
@@ -276,11 +280,11 @@ def _by_gram(side: Tensor, products: Tensor, lengths: Tensor) -> _Side | None:
     if not math.sqrt(len(lengths)) * float(torch.linalg.vector_norm(inverse)) < _DEPENDENT:
         return None
     turn = inverse.T / lengths[:, None]
-    return _Side(core=lower.T, lengths=lengths, basis=side, turn=turn)
+    return Side(core=lower.T, lengths=lengths, basis=side, turn=turn)
 
 
-def _by_qr(side: Tensor, lengths: Tensor) -> _Side:
+def _by_qr(side: Tensor, lengths: Tensor) -> Side:
     # Lengths of one in place of zero: a zero column stays zero.
     safe = torch.where(lengths > 0, lengths, torch.ones_like(lengths))
     basis, core = torch.linalg.qr(side / safe)
-    return _Side(core=core, lengths=safe, basis=basis, turn=None)
+    return Side(core=core, lengths=safe, basis=basis, turn=None)

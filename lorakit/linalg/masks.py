@@ -10,6 +10,8 @@ from torch import Tensor
 _WORDS_A_NUMBER = 2
 _LANES = 8
 _LANE_BITS = 16
+_LANES_A_WORD = 4
+_WORDS_A_STEP = 4
 
 
 def stream(name: str) -> np.random.Philox:
@@ -42,3 +44,22 @@ def gaussian(name: str, shape: tuple[int, ...]) -> Tensor:
     centred = (2 * total - _LANES * (2**_LANE_BITS - 1)).astype(np.float64)
     deviation = math.sqrt(_LANES * (4.0**_LANE_BITS - 1) / 12)
     return torch.from_numpy((centred / (2 * deviation)).astype(np.float32)).reshape(shape)
+
+
+def lanes(name: str, start: int, count: int) -> np.ndarray:
+    """Return uniform 16-bit integers of a stream from one of its positions on.
+
+    Any part of a stream can be read by itself: what a mask is at an element depends on nothing but
+    the name and the element's position.
+
+    Args:
+        name: of the stream.
+        start: the position of the first.
+        count: how many.
+    """
+    found = stream(name)
+    # A step of the counter gives four words of four lanes.
+    steps, skipped = divmod(start, _WORDS_A_STEP * _LANES_A_WORD)
+    found.advance(steps)
+    words = found.random_raw(-(-(skipped + count) // _LANES_A_WORD))
+    return words.astype("<u8").view("<u2")[skipped : skipped + count]

@@ -1,14 +1,13 @@
 """Sums that round to a stored dtype as the exact sum does."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-_BLOCK = 2**18
-_COLUMNS = 1024
-"""Of a block on the CPU: with wide blocks of few rows the product mostly copies `down`."""
+from lorakit.linalg.tiles import Place, Tiled, places, sides_of
+
 _BLOCK_ON_A_DEVICE = 2**24
 _BELOW = 2**29 - 1
 """The bits of a float64 that float32 has no room for."""
@@ -57,17 +56,41 @@ def rounded_add(
     return _rounded(base, dtype, out, lambda block, at: block.add_(delta[at]))
 
 
+def rounded_tiles(
+    base: Tensor, delta: Tiled, dtype: torch.dtype, *, out: Tensor | None = None
+) -> Tensor:
+    """Return base + delta, rounded once to `dtype` from its float64 value, a tile at a time.
+
+    Args:
+        base: [m, n], any float dtype, any strides.
+        delta: [m, n], whose tiles are the ones that are summed.
+        dtype: what to round to.
+        out: where to put it, contiguous [m, n] of `dtype`; `base` itself will do.
+    """
+    if base.device.type == "mps":
+        return rounded_tiles(base.cpu(), delta, dtype).to(base.device)
+    return _rounded(
+        base,
+        dtype,
+        out,
+        lambda block, at: block.add_(delta.tile(at).to(block.device)),
+        delta.sides,
+    )
+
+
 def _rounded(
     base: Tensor,
     dtype: torch.dtype,
     out: Tensor | None,
-    add: Callable[[Tensor, tuple[slice, slice]], Tensor],
+    add: Callable[[Tensor, Place], Tensor],
+    sides: tuple[int, int] | None = None,
 ) -> Tensor:
     result = torch.empty(base.shape, dtype=dtype, device=base.device) if out is None else out
     if not result.numel():
         return result
-    scratch = _Scratch.of(*_sides(base), base.device)
-    for at in _tiles(base.shape, scratch.wide.shape):
+    sides = sides or _sides(base)
+    scratch = _Scratch.of(*sides, base.device)
+    for at in places((base.shape[0], base.shape[1]), sides):
         exact = add(scratch.widened(base[at]), at)
         if dtype.itemsize > 2:
             result[at] = exact
@@ -80,16 +103,7 @@ def _sides(base: Tensor) -> tuple[int, int]:
     rows, columns = base.shape
     if base.device.type != "cpu":
         return min(rows, max(1, _BLOCK_ON_A_DEVICE // columns)), columns
-    columns = min(columns, _COLUMNS)
-    return min(rows, max(1, _BLOCK // columns)), columns
-
-
-def _tiles(shape: torch.Size, sides: torch.Size) -> Iterator[tuple[slice, slice]]:
-    """Yield rows and columns of every tile, those of one column of tiles after another."""
-    for left in range(0, shape[1], sides[1]):
-        columns = slice(left, min(left + sides[1], shape[1]))
-        for top in range(0, shape[0], sides[0]):
-            yield slice(top, min(top + sides[0], shape[0])), columns
+    return sides_of((rows, columns))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,19 +1,33 @@
-"""linear: the signed sum, which is what the web UI does with several LoRAs at once."""
+"""linear: the signed sum."""
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from lorakit.linalg.factored import Factors, join, scaled
+from lorakit.methods.delta import Delta
 
 
-def linear(deltas: Sequence[tuple[Factors, float]]) -> Factors:
-    """Return Σ strength · ΔW exactly: the factors side by side, never added.
+def linear(deltas: Sequence[Delta]) -> Factors | Tensor:
+    """Return Σ strength · ΔW exactly: factors side by side, never added; dense where one is dense.
 
     Args:
-        deltas: (factors, strength) pairs of one module, [out, rank] and [rank, in] each.
+        deltas: of one module, all of one shape.
 
     Returns:
-        Factors whose rank is the sum of the ranks.
+        Factors whose rank is the sum of the ranks, or a matrix in fp64.
 
     Source: task arithmetic, arXiv 2212.04089; PEFT's `cat`.
     """
-    return join([scaled(factors, strength) for factors, strength in deltas])
+    factors = [(d.change, d.strength) for d in deltas if isinstance(d.change, Factors)]
+    if len(factors) == len(deltas):
+        return join([scaled(change, strength) for change, strength in factors])
+    whole = torch.zeros(deltas[0].shape, dtype=torch.float64)
+    for delta in deltas:
+        change, strength = delta.change, delta.strength
+        if isinstance(change, Factors):
+            whole.addmm_(change.up.double(), change.down.double(), alpha=strength)
+        else:
+            whole.add_(change.double().reshape(whole.shape), alpha=strength)
+    return whole

@@ -12,10 +12,14 @@ from lorakit.errors import AdapterError, UnmatchedError
 from lorakit.fusing import is_split, split
 from lorakit.fusing import parts_of as members
 from lorakit.linalg.factored import Factors
+from lorakit.linalg.tiles import Change
+from lorakit.methods.method import LINEAR, Method
 from lorakit.models import Addend, Applied, Model, Slot, open_model
 from lorakit.names.checkpoints import BIAS
+from lorakit.operations.mixing import Mix, Part, mix_of
+from lorakit.operations.owners import owners_of
+from lorakit.operations.remarks import remarks
 from lorakit.operations.stack import (
-    Part,
     Stack,
     architecture_of,
     flat,
@@ -23,8 +27,8 @@ from lorakit.operations.stack import (
     needs_base,
     parts_of,
     shape_of,
-    total,
     unclaimed,
+    whole,
 )
 from lorakit.report import Report, Row, name_some
 from lorakit.tensorfile.source import TensorSource
@@ -37,14 +41,16 @@ def apply(
     base: TensorSource,
     stack: Stack,
     *,
+    method: Method = LINEAR,
     allow_unmatched: bool = False,
     compute: Compute | None = None,
 ) -> tuple[Applied, Report]:
-    """Add Σ strength · ΔW to a model, on paper: nothing is computed until a tensor is asked for.
+    """Add a merged ΔW to a model, on paper: nothing is computed until a tensor is asked for.
 
     Args:
         base: the model: any source, also one that `apply` made.
         stack: (LoRA, strength) pairs; a strength is a number or a `Strength`.
+        method: how the ΔW of a module are combined; their signed sum if left out.
         allow_unmatched: leave out, and list in the report, the layers that the model lacks.
         compute: the device of the sums.
 
@@ -58,19 +64,22 @@ def apply(
     Source: the web UI's sum; supermerger adds one LoRA after another and rounds each time.
     """
     model = open_model(base)
+    owners = () if method.plain else owners_of(stack)
     stack = _with_biases(model, _as_stored(model, stack))
     addends: dict[str, tuple[Addend, ...]] = {}
     rows: list[Row] = []
     unmatched: list[str] = []
     block_of = {module: lora.block(module) for lora, _ in stack for module in lora.adapters}
-    for module, parts in parts_of(stack).items():
+    modules = parts_of(stack, owners)
+    mix = mix_of(method, modules)
+    for module, parts in modules.items():
         slot = model.slot(module)
         if slot is None:
             unmatched.append(module)
         elif parts:
-            addend, note = _addend(model, stack, module, slot, parts)
+            addend, note = _addend(model, stack, module, slot, parts, mix)
             addends[slot.key] = (*addends.get(slot.key, ()), addend)
-            ranks = [adapter.rank for adapter, _ in parts if adapter.rank is not None]
+            ranks = [p.adapter.rank for p in parts if p.adapter.rank is not None]
             rank = sum(ranks) if ranks else None
             rows.append(
                 Row(module=module, block=block_of[module], rank_before=rank, note=slot.key + note)
@@ -89,7 +98,7 @@ def apply(
         command="merge",
         rows=tuple(rows),
         unmatched=(*unmatched, *unclaimed(stack)),
-        notes=_notes(stack),
+        notes=(*_notes(stack), *remarks(mix.method, modules)),
     )
 
 
@@ -127,16 +136,16 @@ def _with_biases(model: Model, stack: Stack) -> Stack:
 
 
 def _addend(
-    model: Model, stack: Stack, module: str, slot: Slot, parts: Sequence[Part]
+    model: Model, stack: Stack, module: str, slot: Slot, parts: Sequence[Part], mix: Mix
 ) -> tuple[Addend, str]:
     shape = shape_of(parts) or slot.shape
     wanted = _missing_inputs(module, slot, parts)
     if not wanted:
         _check_shape(model, stack, module, slot, parts)
 
-    def change(base: Tensor | None) -> Factors | Tensor:
-        found = total(parts, base)
-        return widened(found, shape, wanted) if wanted else found
+    def change(base: Tensor | None) -> Change:
+        found = mix.of(module, parts, base, conv=math.prod(shape[2:]) > 1)
+        return widened(whole(found), shape, wanted) if wanted else found
 
     addend = Addend(
         rows=slot.rows,
@@ -188,7 +197,7 @@ def _check_architecture(model: Model, stack: Stack) -> None:
 def _check_shape(
     model: Model, stack: Stack, module: str, slot: Slot, parts: Sequence[Part]
 ) -> None:
-    sides = [adapter.shape for adapter, _ in parts if 0 in adapter.shape]
+    sides = [part.adapter.shape for part in parts if 0 in part.adapter.shape]
     odd = [s for s in sides if s[0] not in (0, slot.shape[0]) or s[1] not in (0, *slot.shape[1:2])]
     shape = odd[0] if odd else shape_of(parts) or slot.shape
     if flat(slot.shape) != flat(shape) or math.prod(slot.shape) != math.prod(shape):

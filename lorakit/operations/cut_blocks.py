@@ -6,11 +6,13 @@ from functools import partial
 
 from lorakit.adapters import Adapter
 from lorakit.errors import AdapterError, UnmatchedError
+from lorakit.linalg.tiles import size
 from lorakit.lorafile import LoraFile
 from lorakit.models import Model, open_model
 from lorakit.names.elements import ElementRule
+from lorakit.operations.mixing import Part
 from lorakit.operations.pieces import Piece
-from lorakit.operations.stack import size, sum_piece, unclaimed
+from lorakit.operations.stack import sum_piece, unclaimed
 from lorakit.operations.strength import block_weight
 from lorakit.progress import Progress, silent
 from lorakit.report import Report, Row
@@ -115,7 +117,12 @@ def cut_pieces(
         sum_piece(
             module,
             lora.block(module),
-            [(lora.adapters[module], block_weight(lora, module, blocks=blocks, elements=elements))],
+            [
+                Part(
+                    adapter=lora.adapters[module],
+                    strength=block_weight(lora, module, blocks=blocks, elements=elements),
+                )
+            ],
             None if model is None else partial(model.weight, module),
             None if model is None else model.shape(module),
         )

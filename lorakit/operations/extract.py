@@ -9,6 +9,7 @@ from torch import Tensor
 from lorakit.compute import Compute
 from lorakit.errors import AdapterError, UnmatchedError
 from lorakit.linalg.ranks import RankRule
+from lorakit.linalg.tiles import difference
 from lorakit.lorafile import LoraFile
 from lorakit.models import Model, open_model
 from lorakit.names.blocks import block_of
@@ -177,9 +178,9 @@ def _check_shapes(original: Model, tuned: Model, module: str) -> None:
 
 def _piece(original: Model, tuned: Model, module: str, choice: Choice) -> Piece:
     def truth() -> Tensor:
-        base = original.weight(module)
-        delta = tuned.weight(module) - base
-        floor = choice.min_change * float(base.norm()) if choice.min_change else 0.0
+        base = original.stored(module)
+        delta = difference(tuned.stored(module), base)
+        floor = choice.min_change * float(base.float().norm()) if choice.min_change else 0.0
         return delta.zero_() if floor and float(delta.norm()) < floor else delta
 
     shape = tuned.shape(module)

@@ -3,9 +3,8 @@
 import math
 from dataclasses import replace
 
-import torch
-
 from lorakit.compute import Compute, ordered_map
+from lorakit.linalg.tiles import distance
 from lorakit.models import Model
 from lorakit.progress import Progress
 from lorakit.report import Report
@@ -43,10 +42,10 @@ def with_lost_changes(
 
 def _square(ours: TensorSource, theirs: TensorSource, key: str) -> float:
     first, second = ours.get(key), theirs.get(key)
-    if not second.is_floating_point():
+    if not second.is_floating_point() or not second.numel():
         return 0.0
-    change = second.float() - first.float()
-    return float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
+    rows = len(second) if second.ndim else 1
+    return distance(second.reshape(rows, -1), first.reshape(rows, -1)) ** 2
 
 
 def _notes(original: Model, tuned: Model, report: Report) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """merge: a stack of LoRAs becomes one LoRA."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -10,11 +10,14 @@ from lorakit.errors import AdapterError, LorakitError, UnmatchedError
 from lorakit.fusing import as_named
 from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile, joint_dtype
+from lorakit.methods.method import LINEAR, Method
 from lorakit.models import Model, open_model
+from lorakit.operations.mixing import Mix, Part, mix_of
 from lorakit.operations.outcome import from_pieces
+from lorakit.operations.owners import owners_of
 from lorakit.operations.pieces import Piece
+from lorakit.operations.remarks import remarks
 from lorakit.operations.stack import (
-    Part,
     Stack,
     architecture_of,
     needs_base,
@@ -30,18 +33,20 @@ from lorakit.tensorfile.source import TensorSource
 def merge(
     stack: Stack,
     *,
+    method: Method = LINEAR,
     rule: RankRule | None = None,
     against: TensorSource | None = None,
     compute: Compute | None = None,
     progress: Progress = silent,
 ) -> tuple[LoraFile, Report]:
-    """Merge LoRAs into one whose ΔW is Σ strength · ΔW, exactly or cut to a rank.
+    """Merge LoRAs into one: Σ strength · ΔW or what a method makes, exactly or cut to a rank.
 
     LoRA, LoCon, LoHa and LoKr of low rank stay exact; other kinds become dense a module at a time.
-    What has no rank, changes of biases and norms, is summed as it is.
+    What has no rank, changes of biases and norms, is kept as it is.
 
     Args:
         stack: (LoRA, strength) pairs; a strength is a number or a `Strength`.
+        method: how the ΔW of a module are combined; their signed sum if left out.
         rule: how much to keep; without one the sum of the ranks, cut to the numerical rank.
         against: the model that DoRA and its likes are taken on.
         compute: device, workers, bytes in flight.
@@ -59,7 +64,9 @@ def merge(
     """
     rule = RankRule() if rule is None else rule
     model = None if against is None else open_model(against)
-    pieces, absent = merge_pieces(stack, model=model)
+    named, modules = modules_of(stack, method=method)
+    mix = mix_of(method, modules, rule=rule)
+    pieces, absent = _pieces(named, modules, mix, model)
     merged, report = from_pieces(
         pieces,
         command="merge",
@@ -69,26 +76,57 @@ def merge(
         progress=progress,
         dropped=absent,
     )
-    return merged, replace(report, unmatched=unclaimed(stack))
+    notes = (*report.notes, *remarks(mix.method, modules, merged.adapters))
+    return merged, replace(report, unmatched=unclaimed(stack), notes=notes)
 
 
 def merge_pieces(
-    stack: Stack, *, model: Model | None = None, dialect: str | None = None
+    stack: Stack,
+    *,
+    method: Method = LINEAR,
+    rule: RankRule | None = None,
+    model: Model | None = None,
+    dialect: str | None = None,
 ) -> tuple[list[Piece], tuple[str, ...]]:
     """Return a piece a module, and the modules that every strength sets to zero.
 
     Args:
         stack: (LoRA, strength) pairs.
+        method: how the ΔW of a module are combined.
+        rule: the rank rule of the output; some methods work towards it.
         model: what DoRA and its likes are taken on.
         dialect: whose modules the pieces are, fused or not; the first LoRA's if left out.
+    """
+    named, modules = modules_of(stack, method=method, dialect=dialect)
+    return _pieces(named, modules, mix_of(method, modules, rule=rule or RankRule()), model)
+
+
+def modules_of(
+    stack: Stack, *, method: Method, dialect: str | None = None
+) -> tuple[Stack, dict[str, list[Part]]]:
+    """Return the stack in the modules of one dialect, and the parts of each of them.
+
+    Args:
+        stack: (LoRA, strength) pairs.
+        method: what its masks are drawn for, if it draws any.
+        dialect: whose modules, fused or not; the first LoRA's if left out.
+
+    Raises:
+        LorakitError: the stack is empty.
+        AdapterError: the LoRAs are for different models.
     """
     if not stack:
         raise LorakitError("merge needs at least one LoRA, found none; name one or more files.")
     architecture_of(stack)
-    dialect = dialect or stack[0][0].dialect
-    named = [(as_named(lora, dialect), strength) for lora, strength in stack]
-    modules = parts_of(named)
-    block_of = {module: lora.block(module) for lora, _ in named for module in lora.adapters}
+    owners = () if method.plain else owners_of(stack)
+    named = [(as_named(lora, dialect or stack[0][0].dialect), at) for lora, at in stack]
+    return named, parts_of(named, owners)
+
+
+def _pieces(
+    stack: Stack, modules: Mapping[str, Sequence[Part]], mix: Mix, model: Model | None
+) -> tuple[list[Piece], tuple[str, ...]]:
+    block_of = {module: lora.block(module) for lora, _ in stack for module in lora.adapters}
     pieces = [
         sum_piece(
             module,
@@ -96,6 +134,7 @@ def merge_pieces(
             parts,
             _base(model, module, parts, stack),
             model.shape(module) if model is not None and model.parts(module) else None,
+            mix,
         )
         for module, parts in modules.items()
         if parts
@@ -117,7 +156,7 @@ def _base(
     """
     if not needs_base(parts):
         return None
-    kind = next(adapter.kind for adapter, _ in parts if adapter.needs_base)
+    kind = next(part.adapter.kind for part in parts if part.adapter.needs_base)
     if model is None:
         name = next(lora.name for lora, _ in stack if module in lora.adapters)
         raise AdapterError(

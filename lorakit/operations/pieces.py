@@ -11,7 +11,14 @@ from lorakit.adapters import Adapter, Dora, Full, Lora, magnitude_for
 from lorakit.compute import Compute, ordered_map
 from lorakit.errors import AdapterError, LorakitError
 from lorakit.linalg.dense import svd_for_rule
-from lorakit.linalg.factored import Factors, Svd, balanced, dense, numerical_rank, svd
+from lorakit.linalg.factored import (
+    Factors,
+    Svd,
+    balanced,
+    decomposed,
+    dense,
+    numerical_rank,
+)
 from lorakit.linalg.ranks import RankRule, choose_rank, kept, ranks_for_size
 from lorakit.progress import Progress, silent
 from lorakit.report import Row
@@ -33,7 +40,9 @@ class Piece:
         truth: makes ΔW as factors, or dense [out, in · kh · kw].
         base: reads the weight that ΔW changes, where the output's kind needs it.
         rank_before: the largest rank among the inputs, None where ΔW is dense.
-        rank_bound: no ΔW here has a larger rank.
+        rank_bound: no ΔW here has a larger rank, or none is kept where `capped`.
+        capped: whether a dense method made the ΔW of factors: without a rank rule it is cut to the
+            sum of their ranks.
         floor: ‖·‖ of the largest part that was summed; what cancels below its rounding is noise.
         cost: bytes that one evaluation takes at once.
     """
@@ -45,6 +54,7 @@ class Piece:
     base: Callable[[], Tensor] | None = None
     rank_before: int | None = None
     rank_bound: int
+    capped: bool = False
     floor: Callable[[], float] | None = None
     cost: int = 0
 
@@ -192,27 +202,35 @@ class _Solver:
     def _solve(self, piece: Piece) -> tuple[Spectrum, int]:
         device = self.compute.torch_device
         truth = piece.truth()
+        rule = self.rule
+        if rule.exact and piece.capped:
+            rule = RankRule(rank=piece.rank_bound)
         if isinstance(truth, Factors):
-            factors = Factors(up=truth.up.to(device), down=truth.down.to(device))
-            found = svd(factors)
-            floor = piece.floor() if piece.floor else None
-            limit = numerical_rank(found.s, (len(found.u), len(found.v)), reference=floor)
-            energy = float((found.s[:limit] ** 2).sum())
-            note = "" if limit else "cancels out"
-            spectrum = Spectrum(svd=_first(found, limit), energy=energy, note=note)
-        else:
-            dense = svd_for_rule(
-                truth.to(device),
-                self.rule,
-                conv=piece.conv,
-                method=self.method,
-                seed_name=piece.module,
+            return self._cut(
+                piece, Factors(up=truth.up.to(device), down=truth.down.to(device)), rule
             )
-            found = Svd(u=dense.u, s=dense.s, v=dense.v)
-            spectrum = Spectrum(svd=found, energy=dense.energy_total, note=dense.note)
-        rank = choose_rank(spectrum.svd.s, self.rule, conv=piece.conv, energy_total=spectrum.energy)
-        keep = rank if self.rule.size is None else len(spectrum.svd.s)
-        return replace(spectrum, svd=_host(_first(spectrum.svd, keep))), rank
+        found = svd_for_rule(
+            truth.to(device),
+            rule,
+            conv=piece.conv,
+            method=self.method,
+            seed_name=piece.module,
+        )
+        rank = choose_rank(found.s, rule, conv=piece.conv, energy_total=found.energy_total)
+        keep = rank if self.rule.size is None else len(found.s)
+        directions = _first(Svd(u=found.u, s=found.s, v=found.v), keep)
+        return Spectrum(svd=_host(directions), energy=found.energy_total, note=found.note), rank
+
+    def _cut(self, piece: Piece, factors: Factors, rule: RankRule) -> tuple[Spectrum, int]:
+        """Choose the rank by the singular values, and make only the directions that are kept."""
+        found = decomposed(factors)
+        floor = piece.floor() if piece.floor else None
+        limit = numerical_rank(found.s, factors.shape, reference=floor)
+        energy = float((found.s[:limit] ** 2).sum())
+        rank = choose_rank(found.s[:limit], rule, conv=piece.conv, energy_total=energy)
+        directions = found.first(rank if self.rule.size is None else limit)
+        note = "" if limit else "cancels out"
+        return Spectrum(svd=_host(directions), energy=energy, note=note), rank
 
 
 def _first(found: Svd, rank: int) -> Svd:

@@ -1,49 +1,56 @@
-"""The exact signed sum of LoRAs, a piece a module."""
+"""A stack of LoRAs, and the piece that each of its modules becomes."""
 
 import math
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from lorakit.adapters import Adapter
 from lorakit.errors import AdapterError
-from lorakit.linalg.factored import Factors, norm
+from lorakit.linalg.factored import Factors
+from lorakit.linalg.tiles import Change, Tiled, size
+from lorakit.linalg.tiles import dense as made
 from lorakit.lorafile import LoraFile
-from lorakit.methods import linear
 from lorakit.names.architectures import Architecture
 from lorakit.names.unet import is_3x3
+from lorakit.operations.mixing import Mix, Part
 from lorakit.operations.pieces import Piece
 from lorakit.operations.strength import Strength, strength_at
 
 Stack = Sequence[tuple[LoraFile, "float | Strength"]]
-Part = tuple[Adapter, float]
+SUM = Mix()
 
 
-def parts_of(stack: Stack) -> dict[str, list[Part]]:
+def parts_of(stack: Stack, owners: Sequence[str] = ()) -> dict[str, list[Part]]:
     """Collect each module's adapters with their strengths, modules in sorted order.
 
     A module that only some LoRAs have counts as zero in the others; a strength of zero leaves the
     part out. Parts are sorted by content, so that the order of the arguments changes no bit.
 
+    Args:
+        stack: (LoRA, strength) pairs.
+        owners: what names each one's masks; see `owners.owners_of`.
+
     Raises:
         AdapterError: two LoRAs disagree about the shape of a module.
     """
     modules: dict[str, list[Part]] = {}
-    for lora, strength in sorted(stack, key=_content):
+    names = owners or [""] * len(stack)
+    entries = [(*entry, owner) for entry, owner in zip(stack, names, strict=True)]
+    for lora, strength, owner in sorted(entries, key=_content):
         for module, adapter in lora.adapters.items():
             at = strength_at(strength, lora, module)
             found = modules.setdefault(module, [])
             if found:
-                _check_shape(module, found[0][0], adapter, lora)
+                _check_shape(module, found[0].adapter, adapter, lora)
             if at:
-                found.append((adapter, at))
+                found.append(Part(adapter=adapter, strength=at, owner=owner))
     return {module: modules[module] for module in sorted(modules)}
 
 
-def _content(entry: tuple[LoraFile, float | Strength]) -> tuple[str, str]:
-    lora, strength = entry
-    return lora.sha256 or lora.name, repr(strength)
+def _content(entry: tuple[LoraFile, float | Strength, str]) -> tuple[str, str]:
+    lora, strength, owner = entry
+    return owner or lora.sha256 or lora.name, repr(strength)
 
 
 def _check_shape(module: str, first: Adapter, adapter: Adapter, lora: LoraFile) -> None:
@@ -61,7 +68,7 @@ def known(adapter: Adapter) -> bool:
 
 def shape_of(parts: Sequence[Part]) -> tuple[int, ...] | None:
     """Return the shape that the adapters of one module agree on, None where none says it."""
-    shapes = [adapter.shape for adapter, _ in parts if known(adapter)]
+    shapes = [part.adapter.shape for part in parts if known(part.adapter)]
     return max(shapes, key=len) if shapes else None
 
 
@@ -95,29 +102,7 @@ def architecture_of(stack: Stack) -> Architecture | None:
 
 def needs_base(parts: Sequence[Part]) -> bool:
     """Tell whether some ΔW depends on the weight that it changes."""
-    return any(adapter.needs_base for adapter, _ in parts)
-
-
-def total(parts: Sequence[Part], base: Tensor | None = None) -> Factors | Tensor:
-    """Return Σ strength · ΔW of one module's adapters: factors, or dense where one has none.
-
-    Args:
-        parts: the adapters and their strengths.
-        base: the weight [out, in · kh · kw] in fp32, where a part needs it.
-    """
-    changes = [(adapter.change(base), strength) for adapter, strength in parts]
-    factors = [(change, s) for change, s in changes if isinstance(change, Factors)]
-    if len(factors) == len(changes):
-        return linear(factors)
-    shape = shape_of(parts)
-    sides = flat(shape) if shape is not None else tuple(changes[0][0].shape)
-    whole = torch.zeros(sides, dtype=torch.float64)
-    for change, strength in changes:
-        if isinstance(change, Factors):
-            whole.addmm_(change.up.double(), change.down.double(), alpha=strength)
-        else:
-            whole.add_(change.double().reshape(whole.shape), alpha=strength)
-    return whole
+    return any(part.adapter.needs_base for part in parts)
 
 
 def sum_piece(
@@ -126,8 +111,9 @@ def sum_piece(
     parts: Sequence[Part],
     base: Callable[[], Tensor] | None = None,
     shape: tuple[int, ...] | None = None,
+    mix: Mix = SUM,
 ) -> Piece:
-    """Make the piece Σ strength · ΔW of one module's adapters.
+    """Make the piece that one module's adapters become.
 
     Args:
         module: the canonical name.
@@ -135,31 +121,40 @@ def sum_piece(
         parts: the adapters and their strengths.
         base: reads the module's weight, where a part needs it.
         shape: of the weight; what the adapters say if left out.
+        mix: how they are combined; the exact sum if left out.
     """
     read = base if needs_base(parts) else None
 
     def largest() -> float:
         weight = read() if read else None
-        return max(abs(s) * size(adapter.change(weight)) for adapter, s in parts)
+        return max(abs(p.strength) * size(p.adapter.change(weight)) for p in parts)
 
-    ranks = [adapter.rank for adapter, _ in parts]
+    ranks = [part.adapter.rank for part in parts]
     shape = shape or with_kernel(module, shape_of(parts) or (0, 0))
+    conv = math.prod(shape[2:]) > 1
     rows, columns = flat(shape)
     least = min(rows, columns)
     known = [rank for rank in ranks if rank is not None]
-    dense = read is not None or len(known) < len(ranks) or is_dense(parts)
-    rank = least if dense else sum(known)
+    unranked = read is not None or len(known) < len(ranks) or is_dense(parts)
+    dense = unranked or mix.dense
+    rank = least if unranked else sum(known)
     return Piece(
         module=module,
         block=block,
         shape=shape,
-        truth=lambda: total(parts, read() if read else None),
+        truth=lambda: whole(mix.of(module, parts, read() if read else None, conv=conv)),
         base=base,
         floor=largest if len(parts) > 1 else None,
         rank_before=max(known, default=None),
         rank_bound=min(rank, least),
+        capped=mix.dense and not unranked,
         cost=40 * rows * columns if dense else 40 * (rows + columns) * rank,
     )
+
+
+def whole(change: Change) -> Factors | Tensor:
+    """Return a ΔW that is made by tiles as one matrix."""
+    return made(change) if isinstance(change, Tiled) else change
 
 
 def with_kernel(module: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -171,11 +166,4 @@ def with_kernel(module: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def is_dense(parts: Sequence[Part]) -> bool:
     """Tell whether Σ strength · ΔW may have to be made as a whole matrix."""
-    return any(adapter.kind not in ("lora", "locon") for adapter, _ in parts)
-
-
-def size(change: Factors | Tensor) -> float:
-    """Return ‖ΔW‖."""
-    if isinstance(change, Factors):
-        return norm(change)
-    return float(torch.linalg.vector_norm(change, dtype=torch.float64))
+    return any(part.adapter.kind not in ("lora", "locon") for part in parts)

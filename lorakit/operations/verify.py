@@ -10,9 +10,9 @@ from lorakit.adapters import Adapter
 from lorakit.compute import Compute, ordered_map
 from lorakit.errors import NumericsError
 from lorakit.linalg.factored import Factors, dense, distance
+from lorakit.linalg.tiles import size
 from lorakit.lorafile import LoraFile, load_lora
 from lorakit.operations.pieces import Piece
-from lorakit.operations.stack import size
 from lorakit.progress import Progress, silent
 from lorakit.report import Report, Verified
 from lorakit.tensorfile.source import torch_dtype

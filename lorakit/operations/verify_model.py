@@ -11,6 +11,7 @@ from lorakit.compute import Compute, ordered_map
 from lorakit.errors import NumericsError
 from lorakit.linalg.factored import Factors
 from lorakit.models import Addend, Applied
+from lorakit.operations.stack import whole
 from lorakit.progress import Progress, silent
 from lorakit.report import Verified
 from lorakit.tensorfile.quantised import Dequantised, dequantised
@@ -112,7 +113,7 @@ def _blocks(
     stored, base = (t.T if side else t for t in (stored, base))
     width = math.prod(base.shape[1:])
     step = max(1, BLOCK_ELEMENTS // max(1, width))
-    made = [(addend.rows, addend.on(base.T if side else base)) for addend in addends]
+    made = [(addend.rows, whole(addend.on(base.T if side else base))) for addend in addends]
     for first in range(0, base.shape[0], step):
         last = min(first + step, base.shape[0])
         delta = torch.zeros(last - first, width, dtype=torch.float64)

@@ -1,0 +1,96 @@
+"""What a user should know of a merge by a method that is not the plain sum."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from lorakit.adapters import Adapter
+from lorakit.linalg.factored import Factors, join, norm, scaled
+from lorakit.linalg.tiles import size
+from lorakit.methods.angular import stock_factor
+from lorakit.methods.delta import Delta, alone
+from lorakit.methods.linear import linear
+from lorakit.methods.method import Method
+from lorakit.operations.mixing import Part, deltas_of
+
+FAINT = 0.5
+"""Below this factor model-stock takes most of the change away."""
+
+
+def remarks(
+    method: Method,
+    modules: Mapping[str, Sequence[Part]],
+    merged: Mapping[str, Adapter] | None = None,
+) -> tuple[str, ...]:
+    """Return what is to be said of what a method does to these LoRAs.
+
+    Layers whose change needs the model, or whose factors were not read, are left out of account.
+
+    Args:
+        method: with every parameter set.
+        modules: module -> its parts.
+        merged: module -> what was made of them, where a LoRA was made.
+    """
+    if method.name not in ("dare-linear", "della", "model-stock"):
+        return ()
+    known = {m: parts for m, parts in modules.items() if parts and _readable(parts)}
+    met = [deltas for deltas in map(deltas_of, known.values()) if not alone(deltas)]
+    if not met:
+        return ()
+    if method.name == "model-stock":
+        return _stock(met)
+    noise = expected_noise(method.density or 1.0, met)
+    off = None if merged is None else distance_from_sum(merged, known)
+    ends = "" if off is None else f", of which {off:.2f} are left in this LoRA"
+    return (
+        f"{method.name} is the plain sum on average, plus noise of about {noise:.2f} times its "
+        f"norm{ends}; --method linear has none.",
+    )
+
+
+def expected_noise(density: float, met: Sequence[Sequence[Delta]]) -> float:
+    """Return √(E‖error‖²) / ‖Σ strength · ΔW‖ of random dropping, over all layers together.
+
+    Source: E‖error‖² = (1 − p) / p · Σ‖strength · ΔW‖², of independent masks that are rescaled by
+    1 / p; della's chances differ by element, for which this is the mean.
+    """
+    parts = math.fsum((d.strength * size(d.change)) ** 2 for deltas in met for d in deltas)
+    whole = math.fsum(size(linear(deltas)) ** 2 for deltas in met)
+    return math.sqrt((1 - density) / density * parts / whole) if whole else math.inf
+
+
+def _stock(met: Sequence[Sequence[Delta]]) -> tuple[str, ...]:
+    factors = [stock_factor(deltas) for deltas in met]
+    mean = math.fsum(factors) / len(factors)
+    if mean >= FAINT:
+        return ()
+    return (
+        f"model-stock multiplies the change by {mean:.2f} on average, because these LoRAs are "
+        "nearly orthogonal; it is meant for several trainings of one concept, use --method linear.",
+    )
+
+
+def distance_from_sum(
+    merged: Mapping[str, Adapter], modules: Mapping[str, Sequence[Part]]
+) -> float | None:
+    """Return ‖merged − Σ strength · ΔW‖ / ‖Σ strength · ΔW‖ over all layers that have factors.
+
+    Args:
+        merged: module -> what was written for it; nothing counts as zero.
+        modules: module -> the parts that were merged.
+    """
+    off = whole = 0.0
+    for module, parts in modules.items():
+        plain = linear(deltas_of(parts))
+        found = merged[module].change() if module in merged else None
+        if not isinstance(plain, Factors) or not isinstance(found, Factors | None):
+            continue
+        whole += norm(plain) ** 2
+        off += norm(plain if found is None else join([plain, scaled(found, -1.0)])) ** 2
+    return math.sqrt(off / whole) if whole else None
+
+
+def _readable(parts: Sequence[Part]) -> bool:
+    tensors = (tensor for part in parts for tensor in part.adapter.tensors().values())
+    return not any(p.adapter.needs_base for p in parts) and all(
+        tensor.device.type != "meta" for tensor in tensors
+    )
