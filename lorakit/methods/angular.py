@@ -16,6 +16,7 @@ from lorakit.methods.method import Method
 
 _STEPS, _STILL = 1000, 1e-14
 _MERGEKIT_STEPS, _MERGEKIT_STILL = 10, 1e-5
+_OPPOSITE = 1e-14
 _PARALLEL = 1e-7
 """Sine of an angle that has no arc."""
 
@@ -95,12 +96,14 @@ def karcher(deltas: Sequence[Delta], method: Method) -> Change:
 
     Source: Karcher 1977; mergekit 0.1.5.
 
-    - opposite vectors that cancel have no mean direction: the weighted sum
+    - opposite vectors have no arc between them: the weighted sum
     """
     live = _live(deltas)
     if len(live) < 2:
         return linear(deltas)
     angles = _Angles.of(live)
+    if float(angles.cosines.min()) < -1 + _OPPOSITE and method.flavor == "lorakit":
+        return linear(deltas)
     if method.flavor == "mergekit":
         even = torch.full_like(angles.weights, 1 / len(live))
         shares = _mean_direction(angles.cosines, even, _MERGEKIT_STEPS, _MERGEKIT_STILL)

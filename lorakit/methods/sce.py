@@ -1,6 +1,7 @@
 """sce: keep where the LoRAs differ, weigh each by its energy, drop the signs of the minority."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -35,6 +36,9 @@ def sce(
 
     - a sum of exactly zero elects no sign; mergekit's flavor elects +
     """
+    if method.normalize:
+        whole = sum(abs(delta.strength) for delta in deltas) / len(deltas)
+        deltas = [replace(delta, strength=delta.strength / whole) for delta in deltas]
     cut = EVERYTHING
     if method.density not in (None, 1.0) and not (method.flavor == "lorakit" and alone(deltas)):
         cut = _selection(deltas, method.density or 1.0, sides)
