@@ -109,7 +109,7 @@ def iso_c(x: Matrices) -> Tensor:
 def iso_cts(x: Matrices, share: float) -> Tensor:
     whole = torch.stack(x).sum(0)
     rank = rank_of(whole)
-    own = int(rank * (1 - share)) // len(x)
+    own = round((rank - int(rank * share)) / len(x))
     parts = [svd(whole, rank - own * len(x))]
     common = parts[0][0]
     parts += [svd(m - common @ common.T @ m, own) for m in x]
@@ -135,6 +135,19 @@ def core(deltas: Matrices) -> tuple[Tensor, Matrices, Tensor]:
 
 def tucker_energy(x: Matrices, left: Tensor, right: Tensor) -> float:
     return float(sum((left.T @ m @ right).square().sum() for m in x))
+
+
+def ctm(x: Matrices, rank: int, gain: float = 1e-5) -> Tensor:
+    """Turn by turn the best basis of one side for that of the other, until little is gained."""
+    _, _, right = svd(torch.cat(x, dim=0), rank)
+    before = -1.0
+    while True:
+        left, _, _ = svd(torch.cat([m @ right for m in x], dim=1), rank)
+        right, _, _ = svd(torch.cat([m.T @ left for m in x], dim=1), rank)
+        held = tucker_energy(x, left, right)
+        if held <= before * (1 + gain):
+            return left @ left.T @ torch.stack(x).sum(0) @ right @ right.T
+        before = held
 
 
 def pico(deltas: Matrices, strengths: list[float]) -> Matrices:

@@ -16,9 +16,12 @@ from lorakit.methods.method import Method
 
 _STEPS, _STILL = 1000, 1e-14
 _MERGEKIT_STEPS, _MERGEKIT_STILL = 10, 1e-5
-_OPPOSITE = 1e-14
 _PARALLEL = 1e-7
 """Sine of an angle that has no arc."""
+_OPPOSITE = 1e-5
+"""Cosines this close to -1 are opposite: what is left of two ΔW there is the rounding of bf16."""
+_FADED = 1e-2
+"""A weighted sum of unit vectors below this length has cancelled: its direction is rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -38,9 +41,8 @@ class _Angles:
     total: float
 
     @staticmethod
-    def of(deltas: Sequence[Delta]) -> "_Angles":
-        """Measure ΔW that are not zero."""
-        products = gram_of(deltas)
+    def of(deltas: Sequence[Delta], products: Tensor) -> "_Angles":
+        """Measure ΔW that are not zero, from their inner products."""
         signs = torch.tensor([math.copysign(1.0, d.strength) for d in deltas], dtype=torch.float64)
         norms = products.diagonal().clamp(min=0).sqrt()
         sizes = torch.tensor([abs(d.strength) for d in deltas], dtype=torch.float64)
@@ -69,10 +71,10 @@ def slerp(deltas: Sequence[Delta], method: Method) -> Change:
     """
     if method.flavor == "lorakit":
         return karcher(deltas, method)
-    live = _live(deltas)
+    live, products = _live(deltas)
     if len(live) < 2:
         return linear(deltas)
-    angles = _Angles.of(live)
+    angles = _Angles.of(live, products)
     cosine, share = float(angles.cosines[0, 1]), float(angles.weights[1])
     angle = math.acos(cosine)
     sine = math.sin(angle)
@@ -96,50 +98,74 @@ def karcher(deltas: Sequence[Delta], method: Method) -> Change:
 
     Source: Karcher 1977; mergekit 0.1.5.
 
-    - opposite vectors have no arc between them: the weighted sum
+    - vectors that cancel, and one opposite to the mean of all, have no arc: the weighted sum
     """
-    live = _live(deltas)
+    live, products = _live(deltas)
     if len(live) < 2:
         return linear(deltas)
-    angles = _Angles.of(live)
-    if float(angles.cosines.min()) < -1 + _OPPOSITE and method.flavor == "lorakit":
-        return linear(deltas)
+    angles = _Angles.of(live, products)
     if method.flavor == "mergekit":
-        even = torch.full_like(angles.weights, 1 / len(live))
-        shares = _mean_direction(angles.cosines, even, _MERGEKIT_STEPS, _MERGEKIT_STILL)
+        shares = _mean_of_mergekit(angles.cosines)
         # mergekit counts ΔW of zero in its mean norm.
         factor = float(angles.norms.sum()) / len(deltas)
-    else:
-        shares = _mean_direction(angles.cosines, angles.weights, _STEPS, _STILL)
-        factor = angles.total * float(angles.weights @ angles.norms)
-    if shares is None:
-        return linear(deltas)
-    return _combined(live, shares * factor / angles.norms)
-
-
-def _mean_direction(cosines: Tensor, weights: Tensor, steps: int, still: float) -> Tensor | None:
-    """Return the mean direction as coefficients of the unit vectors; None where there is none."""
-    mean = _unit(weights, cosines)
+        return _combined(live, shares * factor / angles.norms)
+    mean = _mean_direction(angles.cosines, angles.weights)
     if mean is None:
-        return None
-    for _ in range(steps):
-        toward = (cosines @ mean).clamp(-1.0, 1.0)
-        angles = toward.acos()
-        arcs = torch.where(angles > still, angles / angles.sin().clamp(min=1e-300), 1.0)
-        tangent = weights * arcs - (weights * arcs * toward).sum() * mean
-        length = math.sqrt(max(float(tangent @ cosines @ tangent), 0.0))
-        if length < still:
-            break
-        moved = _unit(math.cos(length) * mean + math.sin(length) / length * tangent, cosines)
-        if moved is None or torch.equal(moved, mean):
+        return linear(deltas)
+    factor = angles.total * float(angles.weights @ angles.norms)
+    return _combined(live, mean * factor / angles.norms)
+
+
+def _mean_direction(cosines: Tensor, weights: Tensor) -> Tensor | None:
+    """Return the mean direction as coefficients of the unit vectors; None where there is none."""
+    mean, length = _unit(weights, cosines)
+    for _ in range(_STEPS):
+        if length < _FADED or float((cosines @ mean).min()) < _OPPOSITE - 1:
+            return None
+        moved, turned = _moved(mean, cosines, weights, _STILL)
+        if turned < _STILL or torch.equal(moved, mean):
             break
         mean = moved
     return mean
 
 
-def _unit(shares: Tensor, cosines: Tensor) -> Tensor | None:
+def _mean_of_mergekit(cosines: Tensor) -> Tensor:
+    even = torch.full_like(cosines[0], 1 / len(cosines))
+    mean, length = _unit(even, cosines)
+    if length < _MERGEKIT_STILL:
+        mean = torch.eye(len(cosines), dtype=cosines.dtype)[0]
+    for _ in range(_MERGEKIT_STEPS):
+        moved, turned = _moved(mean, cosines, even, _MERGEKIT_STILL)
+        if turned < _MERGEKIT_STILL:
+            break
+        mean = moved
+    return mean
+
+
+def _moved(mean: Tensor, cosines: Tensor, weights: Tensor, still: float) -> tuple[Tensor, float]:
+    """Follow the weighted mean of the arcs from a point; tell how far that is.
+
+    Args:
+        mean: [T], a unit vector as coefficients of the unit vectors.
+        cosines: [T, T] of these.
+        weights: [T], their sum 1.
+        still: an angle that is none.
+    """
+    toward = (cosines @ mean).clamp(-1.0, 1.0)
+    angles = toward.acos()
+    arcs = weights * torch.where(angles > still, angles / angles.sin().clamp(min=1e-300), 1.0)
+    tangent = arcs - (arcs @ toward) * mean
+    length = math.sqrt(max(float(tangent @ cosines @ tangent), 0.0))
+    if length < still:
+        return mean, length
+    point = math.cos(length) * mean + math.sin(length) / length * tangent
+    return _unit(point, cosines)[0], length
+
+
+def _unit(shares: Tensor, cosines: Tensor) -> tuple[Tensor, float]:
+    """Return a vector at length 1, and the length that it had."""
     length = math.sqrt(max(float(shares @ cosines @ shares), 0.0))
-    return shares / length if length > _PARALLEL else None
+    return shares / max(length, 1e-300), length
 
 
 def model_stock(deltas: Sequence[Delta], method: Method) -> Change:
@@ -169,11 +195,12 @@ def stock_factor(deltas: Sequence[Delta], *, clamped: bool = True) -> float:
         deltas: of one module.
         clamped: whether it stays between 0 and 1.
     """
-    count, live = len(deltas), _live(deltas)
+    count = len(deltas)
+    live, products = _live(deltas)
     if count < 2 or not live:
         return 1.0
     # A ΔW of zero has no angle: it counts as orthogonal.
-    cosines = _Angles.of(live).cosines
+    cosines = _Angles.of(live, products).cosines
     pairs = float(cosines.sum() - len(live)) / (count * (count - 1))
     whole = 1 + (count - 1) * pairs
     factor = count * pairs / whole if abs(whole) > 1e-6 else 0.0
@@ -189,10 +216,11 @@ def gram_of(deltas: Sequence[Delta]) -> Tensor:
     return torch.stack([torch.stack([one @ other for other in whole]) for one in whole])
 
 
-def _live(deltas: Sequence[Delta]) -> list[Delta]:
-    """Leave out ΔW of zero, which have no direction."""
-    squares = gram_of(deltas).diagonal()
-    return [d for d, square in zip(deltas, squares.tolist(), strict=True) if square > 0]
+def _live(deltas: Sequence[Delta]) -> tuple[list[Delta], Tensor]:
+    """Leave out ΔW of zero, which have no direction; return the others' inner products too."""
+    products = gram_of(deltas)
+    places = [place for place, square in enumerate(products.diagonal().tolist()) if square > 0]
+    return [deltas[place] for place in places], products[places][:, places]
 
 
 def _combined(deltas: Sequence[Delta], shares: Tensor) -> Change:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -11,8 +12,8 @@ from lorakit.linalg.factored import Factors, Side, reduced
 from lorakit.linalg.tiles import Change, Tiled
 from lorakit.linalg.tiles import dense as made
 
-_NOISE = 1e-11
-"""Directions below this share of the largest are rounding."""
+_NOISE = 2 * float(torch.finfo(torch.float32).eps)
+"""A direction that holds less than this share of a ΔW is rounding of it, see `numerical_rank`."""
 _EIGEN = 1e-10
 """Below this share of the largest square a direction is found by an SVD, not by its square."""
 
@@ -44,8 +45,9 @@ def cores_of(changes: Sequence[Change]) -> Cores:
     """Return the cores of several ΔW of one shape between the singular bases of all of them.
 
     The left basis is that of [ΔW₁ … ΔW_T], the right one that of them stacked, each ΔW scaled to
-    norm 1 first, so that a weak LoRA's directions count as a strong one's. Directions that are
-    rounding alone are left out.
+    norm 1 first, so that a weak LoRA's directions count as a strong one's and no strength changes
+    the bases. Directions that are rounding alone are left out: a copy of a LoRA in other factors
+    brings none. The same ΔW twice has the same core, to the last bit.
 
     Source: Core Space, arXiv 2509.17786.
 
@@ -53,43 +55,72 @@ def cores_of(changes: Sequence[Change]) -> Cores:
 
     Cost: O((m + n) R² + T R³), R the sum of the ranks.
     """
-    factors = [as_factors(change) for change in changes]
-    ends = torch.tensor([f.rank for f in factors]).cumsum(0).tolist()
-    spans = [slice(end - f.rank, end) for end, f in zip(ends, factors, strict=True)]
-    left = reduced(torch.cat([f.up.double() for f in factors], dim=1))
-    right = reduced(torch.cat([f.down.double() for f in factors], dim=0).T)
+    factors, places = distinct([as_factors(change) for change in changes])
+    left = reduced(torch.cat([f.up for f in factors], dim=1))
+    right = reduced(torch.cat([f.down for f in factors], dim=0).T)
     ups, downs = left.core * left.lengths, right.core * right.lengths
-    raw = [ups[:, span] @ downs[:, span].T for span in spans]
-    units = [core / size for core in raw if (size := float(core.norm())) > 0]
-    if not units:
-        units = raw
-    us, vs = directions(torch.cat(units, dim=1)), directions(torch.cat([c.T for c in units], dim=1))
+    raw = [ups[:, span] @ downs[:, span].T for span in spans(factors)]
+    sizes = [float(core.norm()) for core in raw]
+    units = [raw[place] / sizes[place] for place in places if sizes[place] > 0] or raw
+    us, vs = directions(units), directions([core.T for core in units])
+    cores = [us.T @ core @ vs for core in raw]
     return Cores(
-        cores=tuple(us.T @ core @ vs for core in raw),
+        cores=tuple(cores[place] for place in places),
         left=_turning(left, us),
         right=_turning(right, vs),
     )
+
+
+def distinct(factors: Sequence[Factors]) -> tuple[list[Factors], list[int]]:
+    """Return the factors in fp64 without those that were there before, and where each is found.
+
+    Worked out twice, one ΔW would differ in its last bits, and these would decide an election.
+    """
+    found: list[Factors] = []
+    places = []
+    for one in factors:
+        wide = Factors(up=one.up.double(), down=one.down.double())
+        same = (place for place, other in enumerate(found) if _equal(wide, other))
+        places.append(next(same, len(found)))
+        if places[-1] == len(found):
+            found.append(wide)
+    return found, places
+
+
+def _equal(one: Factors, other: Factors) -> bool:
+    return torch.equal(one.up, other.up) and torch.equal(one.down, other.down)
+
+
+def spans(factors: Sequence[Factors]) -> list[slice]:
+    """Return where the columns of each `up` are once they lie side by side."""
+    ends = list(accumulate(f.rank for f in factors))
+    return [slice(end - f.rank, end) for end, f in zip(ends, factors, strict=True)]
 
 
 def _turning(side: Side, basis: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda core: side.turned(basis @ core)
 
 
-def directions(wide: Tensor) -> Tensor:
-    """Return the left singular vectors of a matrix that are no rounding, the largest first.
+def directions(blocks: Sequence[Tensor]) -> Tensor:
+    """Return the left singular vectors of matrices side by side, the largest first.
+
+    Those are left out that are rounding in every one of the matrices, however large it is beside
+    the others.
 
     Args:
-        wide: [k, l] in fp64.
+        blocks: [k, l] each, in fp64.
     """
+    wide = torch.cat(tuple(blocks), dim=1)
     values, vectors = torch.linalg.eigh(wide @ wide.T)
-    top = float(values[-1]) if len(values) else 0.0
     found: Tensor = vectors.flip(1)
-    if top <= 0.0:
+    if not len(values) or float(values[-1]) <= 0.0:
         return found[:, :0]
-    if float(values[0]) > _EIGEN * top:
+    if float(values[0]) > _EIGEN * float(values[-1]):
         return found
-    found, s, _ = torch.linalg.svd(wide, full_matrices=False)
-    return found[:, s > _NOISE * s[0]]
+    found = torch.linalg.svd(wide, full_matrices=False).U
+    held = [torch.linalg.vector_norm(found.T @ block, dim=1) for block in blocks]
+    shares = [rows > _NOISE * float(torch.linalg.vector_norm(rows)) for rows in held]
+    return found[:, torch.stack(shares).any(dim=0)]
 
 
 def nothing(shape: tuple[int, int]) -> Factors:

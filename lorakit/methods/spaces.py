@@ -8,7 +8,7 @@ import torch
 from lorakit.linalg.factored import Factors, reduced
 from lorakit.linalg.tiles import Change
 from lorakit.linalg.tiles import dense as made
-from lorakit.methods.cores import as_factors, cores_of, directions, nothing
+from lorakit.methods.cores import as_factors, cores_of, directions, distinct, nothing, spans
 from lorakit.methods.delta import Delta
 
 Act = Callable[[Sequence[Delta]], Change]
@@ -47,15 +47,13 @@ def in_knots(deltas: Sequence[Delta], act: Act) -> Factors:
 
     Cost: O((m + n T) R²), R the sum of the ranks.
     """
-    factors = [as_factors(delta.change) for delta in deltas]
-    left = reduced(torch.cat([f.up.double() for f in factors], dim=1))
+    factors, places = distinct([as_factors(delta.change) for delta in deltas])
+    left = reduced(torch.cat([f.up for f in factors], dim=1))
     ups = left.core * left.lengths
-    ends = torch.tensor([f.rank for f in factors]).cumsum(0).tolist()
-    blocks = [
-        ups[:, end - f.rank : end] @ f.down.double() for end, f in zip(ends, factors, strict=True)
-    ]
-    basis = directions(torch.cat(blocks, dim=1))
+    own = [ups[:, span] @ f.down for span, f in zip(spans(factors), factors, strict=True)]
+    basis = directions([own[place] for place in places])
     if not basis.numel():
         return nothing(deltas[0].shape)
-    acted = [replace(d, change=basis.T @ b) for d, b in zip(deltas, blocks, strict=True)]
+    blocks = [basis.T @ block for block in own]
+    acted = [replace(d, change=blocks[place]) for d, place in zip(deltas, places, strict=True)]
     return Factors(up=left.turned(basis), down=made(act(acted)))

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lorakit.linalg.factored import Factors, Svd, decomposed, join, numerical_rank, scaled, svd
-from lorakit.methods.cores import as_factors, nothing
+from lorakit.linalg.factored import Factors, Svd, decomposed, join, norm, numerical_rank, scaled
+from lorakit.methods.cores import as_factors, distinct, nothing
 from lorakit.methods.delta import Delta
 from lorakit.methods.method import Method
 
@@ -29,15 +29,19 @@ def tsv(deltas: Sequence[Delta], method: Method, rank: int | None) -> Factors:
 
     - on the numerical rank of each ΔW: the dense recipe keeps arbitrary null directions
     - the square root's pseudo-inverse: the same LoRA twice is itself
+    - the rank is shared out among the LoRAs that differ
     """
     del method
-    found = [_directions(delta) for delta in deltas]
+    factors = [as_factors(delta.change) for delta in deltas]
+    found = [_live(scaled(f, d.strength)) for f, d in zip(factors, deltas, strict=True)]
+    if not any(len(f.s) for f in found):
+        return nothing(deltas[0].shape)
     if rank is not None:
-        share = -(-rank // len(found))
+        share = -(-rank // len(distinct(factors)[0]))
         found = [Svd(u=f.u[:, :share], s=f.s[:share], v=f.v[:, :share]) for f in found]
     strengths = torch.cat([f.s for f in found])
-    left = polar(torch.cat([f.u.double() for f in found], dim=1))
-    right = polar(torch.cat([f.v.double() for f in found], dim=1))
+    left = polar(torch.cat([f.u for f in found], dim=1))
+    right = polar(torch.cat([f.v for f in found], dim=1))
     return Factors(up=left * strengths, down=right.T)
 
 
@@ -59,7 +63,7 @@ def iso_c(deltas: Sequence[Delta], method: Method, rank: int | None) -> Factors:
         return nothing(deltas[0].shape)
     kept = len(found.s) if rank is None else min(rank, len(found.s))
     mean = float(found.s.mean())
-    return Factors(up=found.u[:, :kept].double() * mean, down=found.v[:, :kept].double().T)
+    return Factors(up=found.u[:, :kept] * mean, down=found.v[:, :kept].T)
 
 
 def iso_cts(deltas: Sequence[Delta], method: Method, rank: int | None) -> Factors:
@@ -77,25 +81,35 @@ def iso_cts(deltas: Sequence[Delta], method: Method, rank: int | None) -> Factor
     Source: Iso-CTS, arXiv 2502.04959.
 
     - the directions are shared out over the numerical rank of the sum
+    - what of a LoRA is common but for rounding gives no direction; the paper's code takes noise
     """
     whole = _sum(deltas)
     if not len(whole.s):
         return nothing(deltas[0].shape)
     kept = len(whole.s) if rank is None else min(rank, len(whole.s))
-    own = int(kept * (1 - (method.density or 1.0)) + 1e-9) // len(deltas)
+    own = _own(kept, method.density or 1.0, len(deltas))
     common = kept - own * len(deltas)
     us, vs, values = [whole.u[:, :common]], [whole.v[:, :common]], [whole.s[:common]]
     for delta in deltas:
-        factors = scaled(as_factors(delta.change), delta.strength)
-        up = factors.up.double()
-        rest = up - us[0].double() @ (us[0].double().T @ up)
-        found = svd(Factors(up=rest, down=factors.down.double()))
+        found = _outside(whole.u[:, :common], scaled(as_factors(delta.change), delta.strength))
         us.append(found.u[:, :own])
         vs.append(found.v[:, :own])
         values.append(found.s[:own])
     mean = float(torch.cat(values).mean())
-    left, right = (polar(torch.cat([d.double() for d in ds], dim=1)) for ds in (us, vs))
+    left, right = (polar(torch.cat(ds, dim=1)) for ds in (us, vs))
     return Factors(up=left * mean, down=right.T)
+
+
+def _own(kept: int, share: float, count: int) -> int:
+    """Return how many directions each LoRA gets, the nearest number, as the paper's code has it."""
+    return min(round((kept - int(kept * share + 1e-9)) / count), kept // count)
+
+
+def _outside(common: Tensor, factors: Factors) -> Svd:
+    """Return the directions of ΔW that are outside of the common columns by more than rounding."""
+    up = factors.up.double()
+    rest = up - common @ (common.T @ up)
+    return _live(Factors(up=rest, down=factors.down), reference=norm(factors))
 
 
 def polar(columns: Tensor) -> Tensor:
@@ -113,13 +127,10 @@ def polar(columns: Tensor) -> Tensor:
 
 def _sum(deltas: Sequence[Delta]) -> Svd:
     """Return the singular directions of Σ strength · ΔW that are no rounding."""
-    return _live(join([scaled(as_factors(d.change), d.strength) for d in deltas]))
+    parts = [scaled(as_factors(d.change), d.strength) for d in deltas]
+    return _live(join(parts), reference=max(norm(part) for part in parts))
 
 
-def _directions(delta: Delta) -> Svd:
-    return _live(scaled(as_factors(delta.change), delta.strength))
-
-
-def _live(factors: Factors) -> Svd:
-    found = decomposed(factors)
-    return found.first(numerical_rank(found.s, factors.shape))
+def _live(factors: Factors, *, reference: float | None = None) -> Svd:
+    found = decomposed(Factors(up=factors.up.double(), down=factors.down.double()))
+    return found.first(numerical_rank(found.s, factors.shape, reference=reference))

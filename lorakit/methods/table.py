@@ -59,6 +59,8 @@ def combine(
         The merged ΔW. Where one LoRA alone acts, lorakit's flavor of every method leaves it as it
         is: there is nothing to reconcile.
     """
+    if method.flavor == "lorakit":
+        deltas = present(deltas)
     calibrated = method.calibrate == "pico" and not alone(deltas)
     found = _combined(
         pico(deltas) if calibrated else deltas, method, module=module, rank=rank, cuts=cuts
@@ -88,6 +90,18 @@ def _combined(
     if family == "subspace" and not _trivial(deltas, method) and deltas[0].shape[1] > 1:
         return SUBSPACE[method.name](deltas, method, rank)
     return linear(deltas)
+
+
+def present(deltas: Deltas) -> Deltas:
+    """Leave out ΔW that are zero: a layer that is all zeros counts as one that is not there."""
+    return [delta for delta in deltas if _changes(delta)] or deltas[:1]
+
+
+def _changes(delta: Delta) -> bool:
+    change = delta.change
+    if isinstance(change, Factors):
+        return bool(change.up.any()) and bool(change.down.any())
+    return bool(change.any())
 
 
 def narrowed(delta: Delta) -> Delta:

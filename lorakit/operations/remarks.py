@@ -10,6 +10,7 @@ from lorakit.methods.angular import stock_factor
 from lorakit.methods.delta import Delta, alone
 from lorakit.methods.linear import linear
 from lorakit.methods.method import Method
+from lorakit.methods.table import present
 from lorakit.operations.mixing import Part, deltas_of
 
 FAINT = 0.5
@@ -33,7 +34,8 @@ def remarks(
     if method.name not in ("dare-linear", "della", "model-stock"):
         return ()
     known = {m: parts for m, parts in modules.items() if parts and _readable(parts)}
-    met = [deltas for deltas in map(deltas_of, known.values()) if not alone(deltas)]
+    changes = map(present, map(deltas_of, known.values()))
+    met = [deltas for deltas in changes if not alone(deltas)]
     if not met:
         return ()
     if method.name == "model-stock":

@@ -1,0 +1,119 @@
+"""lorakit compare."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lorakit.cli._compare_view import show_comparison
+from lorakit.cli._guard import guarded
+from lorakit.cli._inputs import (
+    load_stack,
+    lora_specs,
+    lora_sum,
+    model_spec,
+    open_expression,
+    read_presets,
+)
+from lorakit.cli._options import Size, against_option, presets_file_option
+from lorakit.cli._progress import watching
+from lorakit.cli._sides import is_lora
+from lorakit.errors import SpecError
+
+if TYPE_CHECKING:
+    from lorakit.cli._inputs import UserPresets
+    from lorakit.compute import Compute
+    from lorakit.operations.comparison import Comparison
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="A B...")
+@presets_file_option
+@against_option
+@click.option("--rank", type=click.IntRange(min=1), help="Tell what this rank keeps of the sum.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--threads", type=click.IntRange(min=1), help="Workers; a core each if left out.")
+@click.option("--memory", type=Size(), help="Bytes in flight at once, such as 256M or 2G.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="The advice alone, and no progress.")
+@click.option("-v", "--verbose", count=True, help="-vv shows tracebacks.")
+@guarded
+def compare(
+    *,
+    inputs: tuple[str, ...],
+    presets_file: Path | None,
+    against: str | None,
+    rank: int | None,
+    device: str,
+    threads: int | None,
+    memory: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+) -> None:
+    """Compare LoRAs, or models: norms, angles, shared directions, conflicts, and what follows.
+
+    LoRAs take strengths as in merge. Of three models or more the first is the base: the changes of
+    the others from it are compared, which tells whether one is a merge of the others.
+    """
+    from lorakit.compute import Compute
+
+    del verbose
+    presets = read_presets(presets_file)
+    compute = Compute.of(device=device, threads=threads, memory=memory)
+    kinds = [_is_lora(text) for text in inputs]
+    if len(set(kinds)) > 1:
+        raise SpecError(
+            f"{inputs[kinds.index(True)]} is a LoRA and {inputs[kinds.index(False)]} a model; "
+            "compare LoRAs with LoRAs, models with models."
+        )
+    if kinds[0]:
+        found = _loras(inputs, presets, against, rank, compute, quiet=quiet or as_json)
+    elif rank is not None or against is not None:
+        raise SpecError("--rank and --against belong to LoRAs; with models leave them out.")
+    else:
+        found = _models(inputs, presets, compute, quiet=quiet or as_json)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), sort_keys=True))
+    else:
+        show_comparison(found, quiet=quiet)
+
+
+def _is_lora(text: str) -> bool:
+    return text.lstrip().startswith("<lora:") or is_lora(lora_sum(text)[0].path)
+
+
+def _loras(
+    inputs: Sequence[str],
+    presets: "UserPresets",
+    against: str | None,
+    rank: int | None,
+    compute: "Compute",
+    *,
+    quiet: bool,
+) -> "Comparison":
+    from lorakit.linalg.ranks import RankRule
+    from lorakit.operations.compare import compare as compare_loras
+    from lorakit.tensorfile.source import open_source
+
+    loaded = load_stack(lora_specs(inputs), presets=presets)
+    with watching(quiet=quiet) as progress:
+        return compare_loras(
+            loaded.stack,
+            rule=None if rank is None else RankRule(rank=rank),
+            against=None if against is None else open_source(against),
+            compute=compute,
+            progress=progress,
+        )
+
+
+def _models(
+    inputs: Sequence[str], presets: "UserPresets", compute: "Compute", *, quiet: bool
+) -> "Comparison":
+    from lorakit.operations.compare_models import compare_models
+
+    sources = [open_expression(model_spec(text), presets=presets)[0] for text in inputs]
+    with watching(quiet=quiet) as progress:
+        return compare_models(sources, compute=compute, progress=progress)

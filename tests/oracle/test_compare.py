@@ -1,0 +1,253 @@
+"""compare against dense float64 arithmetic, and what it says in plain words."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import lorakit
+from lorakit.errors import AdapterError, SpecError, UnmatchedError
+from lorakit.linalg.ranks import RankRule
+from lorakit.lorafile import LoraFile, load_lora
+from lorakit.operations.compare import compare
+from lorakit.operations.compare_models import compare_models
+from lorakit.operations.comparison import Compared
+from lorakit.operations.strength import Strength
+from lorakit.tensorfile.source import DictSource
+
+PLACES = {
+    "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q": (40, 30),
+    "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_2": (40, 72),
+    "lora_te_text_model_encoder_layers_0_mlp_fc1": (48, 32),
+}
+
+
+def tensors(seed: int, rank: int = 4, *, only: int = 3) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, Tensor] = {}
+    for name, shape in list(PLACES.items())[:only]:
+        found[f"{name}.lora_up.weight"] = torch.randn(shape[0], rank, generator=generator)
+        found[f"{name}.lora_down.weight"] = torch.randn(rank, shape[1], generator=generator)
+    return found
+
+
+def lora(seed: int, rank: int = 4, *, only: int = 3) -> LoraFile:
+    return load_lora(tensors(seed, rank, only=only))
+
+
+def named(file: LoraFile, name: str) -> LoraFile:
+    from dataclasses import replace
+
+    return replace(file, name=name)
+
+
+A, B = named(lora(1), "a.safetensors"), named(lora(2, 6), "b.safetensors")
+
+
+def flat(file: LoraFile, strength: float = 1.0) -> dict[str, Tensor]:
+    return {
+        module: strength * (change.up @ change.down)
+        for module, adapter in file.adapters.items()
+        if not isinstance(change := adapter.change(), Tensor)
+    }
+
+
+def whole(deltas: dict[str, Tensor]) -> Tensor:
+    return torch.cat([deltas[module].flatten() for module in sorted(deltas)])
+
+
+def test_norms_angles_and_distances_are_those_of_the_dense_changes() -> None:
+    found = compare([(A, 0.7), (B, -1.3)]).total
+    one, other = whole(flat(A, 0.7)), whole(flat(B, -1.3))
+    assert found.norms == pytest.approx((float(one.norm()), float(other.norm())), rel=1e-10)
+    cosine = float(one @ other / one.norm() / other.norm())
+    assert found.cosines[0][1] == pytest.approx(cosine, abs=1e-10)
+    assert found.distances[0][1] == pytest.approx(float((one - other).norm() / one.norm()))
+    assert found.distances[1][0] == pytest.approx(float((one - other).norm() / other.norm()))
+
+
+def test_the_blocks_add_up_to_the_whole() -> None:
+    found = compare([(A, 1.0), (B, 1.0)])
+    assert [row.block for row in found.blocks] == ["BASE", "IN01", "MID"]
+    assert sum(row.layers for row in found.blocks) == found.total.layers == 3
+    square = sum(row.norms[0] ** 2 for row in found.blocks)
+    assert square == pytest.approx(found.total.norms[0] ** 2)
+
+
+def test_overlap_is_that_of_the_singular_directions() -> None:
+    found = compare([(A, 1.0), (B, 1.0)]).blocks[1]
+    module = next(m for m in flat(A) if "attn1" in m)
+    parts = [torch.linalg.svd(flat(file)[module]) for file in (A, B)]
+    left = (parts[0].U[:, :4].T @ parts[1].U[:, :6]).square().sum()
+    right = (parts[0].Vh[:4] @ parts[1].Vh[:6].T).square().sum()
+    assert found.overlap[0][1] == pytest.approx(float(left + right) / 8, rel=1e-6)
+    assert found.chance[0][1] == pytest.approx((6 / 40 + 6 / 30) / 2)
+    assert found.overlap[0][0] == pytest.approx(1.0)
+
+
+def test_unrelated_directions_overlap_as_chance_says() -> None:
+    shape, rounds = (200, 160), 40
+    name = next(iter(PLACES))
+    found = []
+    for seed in range(rounds):
+        generator = torch.Generator().manual_seed(seed)
+        files = [
+            load_lora(
+                {
+                    f"{name}.lora_up.weight": torch.randn(shape[0], 8, generator=generator),
+                    f"{name}.lora_down.weight": torch.randn(8, shape[1], generator=generator),
+                }
+            )
+            for _ in range(2)
+        ]
+        found.append(compare([(file, 1.0) for file in files]).total)
+    mean = sum(row.overlap[0][1] for row in found) / rounds
+    assert mean == pytest.approx(found[0].chance[0][1], rel=0.05)
+
+
+def test_conflict_is_the_share_of_signs_that_disagree() -> None:
+    found = compare([(A, 0.5), (B, -2.0)])
+    for row, module in zip(found.blocks, sorted(flat(A)), strict=True):
+        del module
+        assert 0.4 < row.conflict[0][1] < 0.6
+    module = next(m for m in flat(A) if "attn1" in m)
+    one, other = flat(A, 0.5)[module], flat(B, -2.0)[module]
+    assert found.blocks[1].conflict[0][1] == pytest.approx(
+        float((one.sign() != other.sign()).double().mean())
+    )
+    assert compare([(A, 1.0), (A, -1.0)]).total.conflict[0][1] == 1.0
+
+
+def test_the_energy_that_a_rank_keeps_of_the_sum() -> None:
+    found = compare([(A, 1.0), (B, 1.0)], rule=RankRule(rank=3)).total
+    kept = total = 0.0
+    for module, delta in flat(A).items():
+        values = torch.linalg.svdvals(delta + flat(B)[module]).square()
+        kept, total = kept + float(values[:3].sum()), total + float(values.sum())
+    assert found.energy == pytest.approx(kept / total, rel=1e-6)
+    assert compare([(A, 1.0), (B, 1.0)]).total.energy is None
+
+
+def test_layers_that_one_lacks_count_as_zero_and_are_counted() -> None:
+    small = named(lora(3, only=1), "small.safetensors")
+    found = compare([(A, 1.0), (small, 1.0)])
+    assert found.only_in == {"a": 2}
+    base = found.blocks[0]
+    assert base.norms[1] == 0.0 and base.cosines[0][1] == 0.0
+    assert base.distances[1][0] == float("inf") and base.as_dict()["distances"][1][0] is None
+
+
+def test_strengths_of_blocks_count() -> None:
+    found = compare([(A, Strength(unet=1.0, te=0.0)), (B, 1.0)])
+    assert found.blocks[0].norms[0] == 0.0 and found.blocks[1].norms[0] > 0
+
+
+def test_factoring_and_dialect_change_nothing(tmp_path: Path) -> None:
+    again = {key: tensor * (8.0 if "up" in key else 0.125) for key, tensor in tensors(1).items()}
+    lorakit.save_lora(tmp_path / "adapter", A, output=lorakit.Output(dialect="peft", dtype="F32"))
+    for twin in (load_lora(again), load_lora(tmp_path / "adapter")):
+        found = compare([(A, 1.0), (twin, 1.0)]).total
+        assert found.cosines[0][1] == pytest.approx(1.0, abs=1e-12)
+        assert found.distances[0][1] < 1e-6
+        assert found.overlap[0][1] == pytest.approx(1.0)
+
+
+def merged(parts: list[tuple[LoraFile, float]], name: str) -> LoraFile:
+    return named(lorakit.merge(parts)[0], name)
+
+
+C = named(lora(7), "c.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("stack", "words"),
+    [
+        ([(A, 1.0), (B, 1.0)], "little to do with each other"),
+        ([(A, 1.0), (named(A, "a2"), 0.5)], "a and a2 are nearly the same (cosine 1.000)"),
+        ([(A, 1.0), (named(A, "a2"), -0.5)], "a and a2 pull against each other (cosine -1.00)"),
+        (
+            [(A, 1.0), (B, 1.0), (merged([(A, 0.7), (B, 0.3)], "mix.safetensors"), 1.0)],
+            "mix is 0.70·a + 0.30·b to within 0.01%: a merge of these.",
+        ),
+        ([(A, 1.0), (merged([(A, 1.0), (B, 0.7)], "half"), 1.0)], "a and half are much alike"),
+    ],
+)
+def test_the_advice(stack: list[tuple[LoraFile, float]], words: str) -> None:
+    assert words in compare(stack).advice
+
+
+def test_shared_directions_are_told() -> None:
+    """Two trainings that move the same directions differently: orthogonal, and yet together."""
+    one, other = tensors(1), tensors(1)
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(3)))[0]
+    for name in PLACES:
+        up = torch.linalg.qr(one[f"{name}.lora_up.weight"])[0]
+        down = torch.linalg.qr(one[f"{name}.lora_down.weight"].T)[0].T
+        swap = torch.diag(torch.tensor([1.0, -1.0, 1.0, -1.0]))
+        one[f"{name}.lora_up.weight"], one[f"{name}.lora_down.weight"] = up, down
+        other[f"{name}.lora_up.weight"], other[f"{name}.lora_down.weight"] = up @ swap, down
+    del turn
+    words = compare([(load_lora(one), 1.0), (load_lora(other), 1.0)]).advice
+    assert "use the same directions (100% of them" in words and "--method tsv" in words
+
+
+def model(seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    paths = {
+        "unet/down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight": (40, 30),
+        "unet/mid_block.attentions.0.transformer_blocks.0.ff.net.2.weight": (40, 72),
+        "text_encoder/text_model.encoder.layers.0.mlp.fc1.weight": (48, 32),
+    }
+    return {key: torch.randn(shape, generator=generator) for key, shape in paths.items()}
+
+
+def test_two_models_are_compared_by_their_weights() -> None:
+    first, second = model(1), {key: t + 0.1 * t.roll(1) for key, t in model(1).items()}
+    found = compare_models([DictSource(first), DictSource(second)])
+    one, other = (torch.cat([t.flatten() for t in m.values()]).double() for m in (first, second))
+    assert found.kind == "models"
+    assert found.total.cosines[0][1] == pytest.approx(
+        float(one @ other / one.norm() / other.norm())
+    )
+    assert found.total.distances[0][1] == pytest.approx(
+        float((one - other).norm() / one.norm()), rel=1e-6
+    )
+    assert "extract takes the difference out" in found.advice
+
+
+def test_more_models_are_compared_by_their_changes_and_a_merge_is_told() -> None:
+    base = model(1)
+    tunes = [{k: base[k] + 0.01 * t for k, t in model(seed).items()} for seed in (2, 3)]
+    mix = {k: base[k] + 0.6 * (tunes[0][k] - base[k]) + 0.4 * (tunes[1][k] - base[k]) for k in base}
+    names = ("base", "one", "two", "mix")
+    sources = [DictSource(m, name=n) for m, n in zip((base, *tunes, mix), names, strict=True)]
+    found = compare_models(sources)
+    assert found.kind == "changes" and found.names == ("one", "two", "mix")
+    assert "mix is 0.60·one + 0.40·two to within" in found.advice
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(SpecError, match="needs two LoRAs or more, found 1"):
+        compare([(A, 1.0)])
+    with pytest.raises(SpecError, match="needs two models or more, found 1"):
+        compare_models([DictSource(model(1))])
+    other = {"unet/mid_block.resnets.0.conv1.weight": torch.randn(4, 4, 3, 3)}
+    with pytest.raises(UnmatchedError, match="no layer in common"):
+        compare_models([DictSource(model(1)), DictSource(other)])
+    wide = {
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_2.lora_up.weight": torch.ones(
+            44, 2
+        ),
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_2.lora_down.weight": (
+            torch.ones(2, 72)
+        ),
+    }
+    with pytest.raises(AdapterError, match="for different models"):
+        compare([(A, 1.0), (load_lora(wide), 1.0)])
+
+
+def test_a_row_of_zeros_has_no_angles() -> None:
+    row = Compared(block="X", layers=1, gram=((0.0, 0.0), (0.0, 4.0)))
+    assert row.norms == (0.0, 2.0) and row.cosines[0][1] == 0.0
+    assert row.distances == ((0.0, float("inf")), (1.0, 0.0))
