@@ -1,136 +1,173 @@
 """lorakit inspect."""
 
 import json
-from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.table import Table
 
 from lorakit.cli._guard import guarded
-from lorakit.cli._render import bytes_text, results, share_text
+from lorakit.cli._inspect_view import (
+    NORM,
+    RANK,
+    RELATIVE,
+    SHARE,
+    SPECTRUM,
+    advice,
+    blocks_table,
+    facts,
+    heat_table,
+    metadata_table,
+    pairs,
+    spectrum_table,
+)
+from lorakit.cli._render import results
+from lorakit.errors import SpecError
 
 if TYPE_CHECKING:
-    from lorakit.operations.inspect import Block, Inspection
+    from rich.console import Console
+    from rich.table import Table
 
-PLAIN = {
-    "ss_output_name": "name",
-    "modelspec.title": "title",
-    "ss_sd_model_name": "trained on",
-    "ss_network_module": "network",
-    "ss_network_dim": "network dim",
-    "ss_network_alpha": "network alpha",
-    "ss_learning_rate": "learning rate",
-    "ss_optimizer": "optimizer",
-    "ss_num_epochs": "epochs",
-    "ss_steps": "steps",
-    "ss_num_train_images": "images",
-    "ss_resolution": "resolution",
-    "ss_clip_skip": "clip skip",
-    "ss_training_comment": "comment",
-    "sshs_model_hash": "hash (AutoV3)",
-}
-BAR = 24
+    from lorakit.operations.inspection import Inspection
+    from lorakit.tensorfile.source import TensorSource
+
+__all__ = ["blocks_table", "inspect"]
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--blocks", is_flag=True, help="Norm, share of the energy, effective rank by block.")
-@click.option("--metadata", is_flag=True, help="All metadata, as it is stored.")
+@click.option(
+    "--blocks",
+    is_flag=True,
+    help="A map of blocks and kinds of layers: share of the change, norm, effective rank.",
+)
+@click.option(
+    "--spectrum", is_flag=True, help="Which dim does it need: the energy that each rank keeps."
+)
+@click.option(
+    "--against",
+    metavar="MODEL",
+    help="‖ΔW‖ / ‖W‖ in this model; DoRA, OFT, GLoRA and IA3 are taken on it.",
+)
+@click.option("--metadata", is_flag=True, help="All that the metadata says, in plain words.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all of it as a page that needs no other file.",
+)
+@click.option(
+    "--svg",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the map and the spectrum as a picture.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing page or picture.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout: an object, or a list.")
-@click.option("-v", "--verbose", count=True, help="-vv shows tracebacks.")
+@click.option(
+    "-v", "--verbose", count=True, help="Maps of norms and ranks too; -vv shows tracebacks."
+)
 @guarded
 def inspect(
-    *, paths: tuple[str, ...], blocks: bool, metadata: bool, as_json: bool, verbose: int
+    *,
+    paths: tuple[str, ...],
+    blocks: bool,
+    spectrum: bool,
+    against: str | None,
+    metadata: bool,
+    html: Path | None,
+    svg: Path | None,
+    overwrite: bool,
+    as_json: bool,
+    verbose: int,
 ) -> None:
-    """Say what a LoRA or a checkpoint is: kind, architecture, names, ranks, blocks, metadata."""
-    from lorakit.operations.inspect import inspect as look
+    """Say what a LoRA or a checkpoint is: kind, architecture, names, ranks, blocks, metadata.
 
-    del verbose
-    found = [look(path, blocks=blocks) for path in paths]
+    The header alone answers, at once. --blocks, --spectrum, --against, --html and --svg read the
+    tensors of LoRAs too.
+    """
+    inputs = [Path(path) for path in (*paths, *([against] if against else []))]
+    places = _checked(html, svg, overwrite=overwrite, inputs=inputs)
+    found = _look(paths, blocks=blocks, spectrum=spectrum, against=against, drawn=bool(places))
+    for path, place in places.items():
+        _draw(found, place, html=path == html)
     if as_json:
         bodies = [one.as_dict() for one in found]
         click.echo(json.dumps(bodies[0] if len(bodies) == 1 else bodies, sort_keys=True))
         return
     console = results()
     for one in found:
-        console.print(_facts(one))
-        if blocks and one.blocks:
-            console.print(blocks_table(one.blocks))
+        console.print(pairs(facts(one)))
+        _show_measured(console, one, blocks=blocks or against is not None, verbose=verbose)
+        if spectrum and one.spectrum is not None:
+            _titled(console, SPECTRUM, spectrum_table(one.spectrum))
+            console.print(advice(one), soft_wrap=True, markup=False)
         if metadata:
-            console.print(_pairs(dict(sorted(one.metadata.items()))))
+            console.print(metadata_table(one.metadata))
+    for path in places:
+        click.echo(f"written: {path}")
 
 
-def _facts(found: "Inspection") -> Table:
-    facts = {
-        "file": found.path,
-        "kind": _counts(found.adapters) if found.adapters else found.kind,
-        "architecture": found.architecture or "not known",
-        "names": found.layout,
-        "layers": f"{found.layers} ({_counts(found.components)})",
-        "ranks": _counts(found.ranks),
-        "alphas": _counts(found.alphas),
-        "dtypes": _counts(found.dtypes),
-        "size": f"{bytes_text(found.nbytes)} in {found.tensors} tensors",
-        "blocks": " ".join(block.id for block in found.blocks),
-        "not known": f"{len(found.unclaimed)} tensors" if found.unclaimed else "",
-        "not measured": _unmeasured(found),
-        "dead layers": str(len(found.dead)) if found.dead else "",
-        "made by": _made_by(found.metadata),
-    }
-    for key, name in PLAIN.items():
-        if found.metadata.get(key, "None") not in ("None", ""):
-            facts[name] = found.metadata[key]
-    return _pairs({name: value for name, value in facts.items() if value})
+def _checked(
+    html: Path | None, svg: Path | None, *, overwrite: bool, inputs: list[Path]
+) -> dict[Path, Path]:
+    if html is None and svg is None:
+        return {}
+    from lorakit.cli._inspect_page import check_outputs
+
+    return check_outputs(html, svg, overwrite=overwrite, inputs=inputs)
 
 
-def _unmeasured(found: "Inspection") -> str:
-    """Say why some layers have no norm."""
-    count = len(found.unmeasured)
-    return f"{count} layers, whose change depends on the model" if count else ""
+def _look(
+    paths: tuple[str, ...], *, blocks: bool, spectrum: bool, against: str | None, drawn: bool
+) -> "list[Inspection]":
+    from lorakit.operations.inspect import inspect as look
+
+    found = [look(path) for path in paths]
+    if not (blocks or spectrum or against or drawn):
+        return found
+    from lorakit.cli._pages import keep_pages
+
+    keep_pages()
+    base = None if against is None else _model(against)
+    # A page of several files may hold checkpoints too, which have no spectrum.
+    return [
+        one
+        if one.kind == "checkpoint" and not (spectrum or against)
+        else look(one.path, blocks=True, spectrum=spectrum or drawn, against=base)
+        for one in found
+    ]
 
 
-def _made_by(metadata: Mapping[str, str]) -> str:
-    try:
-        recipe = json.loads(metadata.get("lorakit.recipe", "null"))
-    except ValueError:
-        return ""
-    if not isinstance(recipe, dict):
-        return ""
-    return f"lorakit {recipe.get('lorakit', '')} {recipe.get('command', '')}"
+def _model(path: str) -> "TensorSource":
+    from lorakit.names.lorakeys import holds_lora
+    from lorakit.tensorfile.source import open_source
+
+    source = open_source(path)
+    if holds_lora(source.specs):
+        raise SpecError(f"{path}: --against takes a model, found a LoRA; see lorakit compare.")
+    return source
 
 
-def _counts(counts: Mapping[str, int]) -> str:
-    if len(counts) == 1:
-        return next(iter(counts))
-    return ", ".join(f"{value}: {count}" for value, count in counts.items())
+def _draw(found: "list[Inspection]", place: Path, *, html: bool) -> None:
+    from lorakit.cli._inspect_page import as_html, as_svg, write_text
+
+    write_text(place, as_html(found) if html else as_svg(found))
 
 
-def _pairs(values: Mapping[str, str]) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in values.items():
-        table.add_row(name, value)
-    return table
+def _show_measured(console: "Console", one: "Inspection", *, blocks: bool, verbose: int) -> None:
+    if not blocks or not one.blocks:
+        return
+    if not one.cells:
+        console.print(blocks_table(one.blocks))
+        return
+    more = [NORM, RANK] if verbose else []
+    if verbose and one.against is not None:
+        more.append(RELATIVE)
+    for measure in (SHARE, *more):
+        _titled(console, measure, heat_table(one, measure))
 
 
-def blocks_table(blocks: "tuple[Block, ...]") -> Table:
-    """Return the table of blocks, a bar for each share."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("block", "layers", "norm", "share", "effective rank", "dead"):
-        table.add_column(title, justify="left" if title == "block" else "right")
-    table.add_column("")
-    largest = max((block.share or 0.0 for block in blocks), default=0.0)
-    for block in blocks:
-        bar = round(BAR * (block.share or 0.0) / largest) if largest else 0
-        table.add_row(
-            block.id,
-            str(block.layers),
-            "" if block.norm is None else f"{block.norm:.4g}",
-            share_text(block.share),
-            "" if block.effective_rank is None else f"{block.effective_rank:.1f}",
-            str(block.dead) if block.dead else "",
-            "#" * bar,
-        )
-    return table
+def _titled(console: "Console", title: str, table: "Table") -> None:
+    """Print a table below its title, which a narrow table would break."""
+    console.print()
+    console.print(title, style="bold", soft_wrap=True, markup=False)
+    console.print(table)

@@ -1,91 +1,63 @@
 """inspect: what a file is, from its header alone, and what its blocks do."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lorakit.errors import FileFormatError
+from lorakit.errors import FileFormatError, SpecError
 from lorakit.names.architectures import Architecture, is_text_encoder
 from lorakit.names.blocks import block_ids, block_of
 from lorakit.names.checkpoints import index_checkpoint
+from lorakit.names.kinds import kind_of, ordered
 from lorakit.names.lorakeys import LoraKeys, ModuleKeys, holds_lora, read_keys
 from lorakit.names.loratable import RANKED
-from lorakit.report import SCHEMA
+from lorakit.operations.inspection import Group, Inspection
 from lorakit.tensorfile.header import Header, Spec, read_header, read_scalar
 
 if TYPE_CHECKING:
-    pass
+    from lorakit.tensorfile.source import TensorSource
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """One block of a LoRA; norm, share and effective rank where the tensors were read.
-
-    `share` is the block's part of Σ‖ΔW‖²; `effective_rank` is ‖ΔW‖² / σ₁², the mean over layers.
-    """
-
-    id: str
-    layers: int
-    parameters: int
-    norm: float | None = None
-    share: float | None = None
-    effective_rank: float | None = None
-    dead: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inspection:
-    """What a file holds; counts map a value to how many layers or tensors have it.
-
-    `unmeasured` are layers without a norm: their change depends on the model.
-    """
-
-    path: str
-    kind: str
-    architecture: str | None
-    layout: str
-    tensors: int
-    nbytes: int
-    dtypes: Mapping[str, int]
-    layers: int
-    adapters: Mapping[str, int] = field(default_factory=dict)
-    components: Mapping[str, int] = field(default_factory=dict)
-    ranks: Mapping[str, int] = field(default_factory=dict)
-    alphas: Mapping[str, int] = field(default_factory=dict)
-    blocks: tuple[Block, ...] = ()
-    dead: tuple[str, ...] = ()
-    unmeasured: tuple[str, ...] = ()
-    unclaimed: tuple[str, ...] = ()
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
-        return {"schema": SCHEMA, "command": "inspect", **asdict(self)}
-
-
-def inspect(path: str | Path, *, blocks: bool = False) -> Inspection:
+def inspect(
+    path: str | Path,
+    *,
+    blocks: bool = False,
+    spectrum: bool = False,
+    against: "TensorSource | None" = None,
+) -> Inspection:
     """Say what a file is: kind, architecture, dialect, ranks, alphas, blocks.
 
     Args:
         path: a LoRA or a checkpoint. One `.safetensors` file is answered from its header, without
             torch; folders, shards and pickles are opened.
-        blocks: read the tensors too: norm, share of the energy and effective rank of each block,
-            and the layers that are dead.
+        blocks: read the tensors too: norm, share of the energy and effective rank of each block
+            and each kind of layer, and what is wrong with the layers.
+        spectrum: read the tensors too: the energy that each rank would keep.
+        against: a model, for ‖ΔW‖ / ‖W‖, and for layers whose change depends on it.
 
     Raises:
         FileFormatError: it is neither, or is broken.
+        SpecError: a spectrum or a comparison of what is no LoRA.
     """
     place = Path(path)
     specs, metadata, header = _look(place)
     if not specs:
         raise FileFormatError(f"{place}: expected tensors, found none; get the file again.")
     if not holds_lora(specs):
+        if spectrum or against is not None:
+            raise SpecError(
+                f"{place}: --spectrum and --against take LoRAs, found a checkpoint; extract the "
+                "difference of two checkpoints first."
+            )
         return _checkpoint(place, specs, metadata)
     keys = read_keys({key: spec.shape for key, spec in specs.items()}, metadata)
     found = _lora(place, specs, metadata, keys, header)
-    return _with_norms(found, place) if blocks else found
+    if not (blocks or spectrum or against is not None):
+        return found
+    from lorakit.operations.blocknorms import measured
+
+    return measured(found, place, spectrum=spectrum, against=against)
 
 
 def _look(place: Path) -> tuple[Mapping[str, Spec], Mapping[str, str], Header | None]:
@@ -114,7 +86,11 @@ def _checkpoint(place: Path, specs: Mapping[str, Spec], metadata: Mapping[str, s
         dtypes=_counts(spec.dtype for spec in specs.values()),
         layers=len(layers),
         components=_counts(module.partition(".")[0] for module in layers),
-        blocks=_blocks(dict.fromkeys(layers, 0), index.architecture),
+        blocks=_blocks(
+            dict.fromkeys(layers, 0),
+            {layer: block_of(layer, index.architecture) for layer in layers},
+            index.architecture,
+        ),
         metadata=dict(metadata),
     )
 
@@ -131,6 +107,8 @@ def _lora(
         module: sum(specs[key].numel for key in module_keys.keys.values())
         for module, module_keys in first.items()
     }
+    blocks = {module: block_of(module, keys.architecture) for module in sizes}
+    kinds = {module: kind_of(module) for module in sizes}
     return Inspection(
         path=str(place),
         kind="lora",
@@ -144,7 +122,9 @@ def _lora(
         components=_counts(_component(module) for module in first),
         ranks=_counts(_rank(found, specs) for found in first.values()),
         alphas=_counts(_alpha(f, specs, header) for f in first.values() if _has_rank(f)),
-        blocks=_blocks(sizes, keys.architecture),
+        blocks=_blocks(sizes, blocks, keys.architecture),
+        kinds=_kinds(sizes, kinds),
+        cells=_cells(sizes, blocks, kinds),
         unclaimed=keys.unclaimed,
         metadata=dict(metadata),
     )
@@ -194,25 +174,37 @@ def _alpha(found: ModuleKeys, specs: Mapping[str, Spec], header: Header | None) 
     return "?" if value is None else f"{value:g}"
 
 
-def _blocks(sizes: Mapping[str, int], architecture: Architecture | None) -> tuple[Block, ...]:
-    layers: Counter[str] = Counter()
+def _blocks(
+    sizes: Mapping[str, int], blocks: Mapping[str, str], architecture: Architecture | None
+) -> tuple[Group, ...]:
+    return _groups(sizes, blocks, [*block_ids(architecture), *sorted(blocks.values())])
+
+
+def _kinds(sizes: Mapping[str, int], kinds: Mapping[str, str]) -> tuple[Group, ...]:
+    named = {module: kinds[module] for module in sizes}
+    return _groups(sizes, named, ordered(named.values()))
+
+
+def _cells(
+    sizes: Mapping[str, int], blocks: Mapping[str, str], kinds: Mapping[str, str]
+) -> dict[str, tuple[Group, ...]]:
+    inside: dict[str, dict[str, int]] = {}
+    for module, size in sizes.items():
+        inside.setdefault(blocks[module], {})[module] = size
+    return {block: _kinds(modules, kinds) for block, modules in sorted(inside.items())}
+
+
+def _groups(
+    sizes: Mapping[str, int], named: Mapping[str, str], order: Iterable[str]
+) -> tuple[Group, ...]:
+    """Count layers and parameters by the names that modules have, in an order of the names."""
+    layers = Counter(named.values())
     parameters: Counter[str] = Counter()
     for module, size in sizes.items():
-        block = block_of(module, architecture)
-        layers[block] += 1
-        parameters[block] += size
-    order = [*block_ids(architecture), *sorted(layers)]
-    ids = dict.fromkeys(block for block in order if block in layers)
-    return tuple(
-        Block(id=block, layers=layers[block], parameters=parameters[block]) for block in ids
-    )
+        parameters[named[module]] += size
+    ids = dict.fromkeys(name for name in order if name in layers)
+    return tuple(Group(id=name, layers=layers[name], parameters=parameters[name]) for name in ids)
 
 
-def _with_norms(found: Inspection, place: Path) -> Inspection:
-    from lorakit.operations.blocknorms import block_norms
-
-    return block_norms(found, place)
-
-
-def _counts(values: Any) -> dict[str, int]:
+def _counts(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items(), key=lambda item: (-item[1], item[0])))

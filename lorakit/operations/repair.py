@@ -47,6 +47,11 @@ def repaired(lora: LoraFile) -> tuple[LoraFile, tuple[str, ...]]:
     return replace(lora, adapters=alive, sha256=""), tuple(notes)
 
 
+def weak_blocks(lora: LoraFile) -> Mapping[str, int]:
+    """Return the fused layers whose alpha is that of one part, and how many parts each has."""
+    return _without_weak_blocks(lora)[1]
+
+
 def _without_weak_blocks(lora: LoraFile) -> tuple[Mapping[str, Adapter], Mapping[str, int]]:
     if lora.architecture is None:
         return lora.adapters, {}

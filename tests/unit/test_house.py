@@ -20,6 +20,7 @@ LEVELS = {
     "tensorfile": 3,
     "adapters": 4,
     "methods": 4,
+    "pictures": 4,
     "report": 4,
     "peftconfig": 4,
     "peftfolder": 5,

@@ -1,0 +1,180 @@
+"""A file's metadata, replaced: another header before the same bytes of tensors; without torch."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorakit.progress import Progress, silent
+from lorakit.tensorfile.copying import copy_extent, write_all
+from lorakit.tensorfile.header import Extent, Header, format_header, read_header
+from lorakit.tensorfile.reading import open_regular, read_exactly, reading
+from lorakit.tensorfile.replacing import check_space, replaced_file
+
+MODEL_HASH, LEGACY_HASH, SPEC_HASH = "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"
+HASHES = (MODEL_HASH, LEGACY_HASH, SPEC_HASH)
+WINDOW = (0x100000, 0x110000)
+"""The bytes of a file that its legacy hash is of."""
+_BLOCK = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A file as it lies on disk."""
+
+    path: Path
+    header: Header
+
+    @property
+    def data(self) -> Extent:
+        """The bytes of all tensors, in the order of the file."""
+        start = self.header.data_start
+        return Extent(self.path, start, self.header.size - start)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hash:
+    """A hash of a file: its key, what is stored, what the bytes have, whether they agree.
+
+    `right` is None where nothing is stored.
+    """
+
+    key: str
+    stored: str | None
+    found: str
+    right: bool | None
+
+
+def open_stored(path: Path) -> Stored:
+    """Read a file's header.
+
+    Raises:
+        FileFormatError: it is no safetensors file.
+    """
+    return Stored(path=path, header=read_header(path))
+
+
+def rewritten(
+    file: Stored, metadata: Mapping[str, str], *, place: Path, progress: Progress = silent
+) -> tuple[int, Mapping[str, str]]:
+    """Write a file with other metadata; the tensors' bytes are copied by the kernel.
+
+    The hash of the tensors stays true by itself; that of a part of the file, where it is there, is
+    made true, or left out where that part would hold it.
+
+    Args:
+        file: the file.
+        metadata: all of the new metadata.
+        place: where to write; the file itself is replaced at once, when all is written.
+        progress: told the bytes written.
+
+    Returns:
+        The bytes of the new file, and its metadata.
+
+    Raises:
+        OutputError: it cannot be written.
+        FileFormatError: the file cannot be read whole.
+    """
+    told = _with_legacy_hash(file, metadata)
+    head = format_header(file.header.specs, told)
+    total = len(head) + file.data.length
+    check_space(place, place, total)
+    with replaced_file(place) as output:
+        write_all(output, head)
+        done = len(head)
+        for amount in copy_extent(file.data, output):
+            done += amount
+            progress("bytes written", done, total)
+    return total, told
+
+
+def with_hashes(file: Stored, metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return metadata whose hashes of the tensors are true, with a place for the legacy one.
+
+    Cost: one pass over the data.
+    """
+    tensors = tensors_hash(file)
+    hashed = {**metadata, MODEL_HASH: tensors, LEGACY_HASH: "0" * 8}
+    return hashed | ({SPEC_HASH: f"0x{tensors}"} if SPEC_HASH in metadata else {})
+
+
+def check_hashes(file: Stored) -> tuple[Hash, ...]:
+    """Compare the hashes that a file stores with those that its bytes have.
+
+    Source: kohya's `precalculate_safetensors_hashes`, modelspec's `hash_sha256`.
+        - kohya's legacy hash is of the file without metadata but `ss_…`; that is right too
+
+    Cost: one pass over the data.
+    """
+    told, tensors = file.header.metadata, tensors_hash(file)
+    start = WINDOW[0]
+    legacy = _digest(_window(b"", Extent(file.path, 0, file.header.size), start))[:8]
+    found = {MODEL_HASH: tensors, LEGACY_HASH: legacy}
+    found |= {SPEC_HASH: f"0x{tensors}"} if SPEC_HASH in told else {}
+    return tuple(
+        Hash(key=key, stored=told.get(key), found=value, right=_agrees(file, key, value))
+        for key, value in found.items()
+    )
+
+
+def tensors_hash(file: Stored) -> str:
+    """Return the SHA-256 of the bytes after the header: Civitai's AutoV3."""
+    return _digest(_blocks(file.data))
+
+
+def _agrees(file: Stored, key: str, found: str) -> bool | None:
+    stored = file.header.metadata.get(key)
+    if stored is None:
+        return None
+    if key == LEGACY_HASH:
+        return stored in (found, _as_kohya(file))
+    return stored.lower().removeprefix("0x") == found.removeprefix("0x")
+
+
+def _as_kohya(file: Stored) -> str:
+    """Return the legacy hash of the same tensors below a header of training metadata alone."""
+    trained = {key: text for key, text in file.header.metadata.items() if key.startswith("ss_")}
+    head = format_header(file.header.specs, trained)
+    return _digest(_window(head, file.data, WINDOW[0]))[:8]
+
+
+def _with_legacy_hash(file: Stored, metadata: Mapping[str, str]) -> dict[str, str]:
+    if LEGACY_HASH not in metadata:
+        return dict(metadata)
+    told = {**metadata, LEGACY_HASH: "0" * 8}
+    head = format_header(file.header.specs, told)
+    # Text in values has its quotes escaped, so this is found as the key only.
+    place = head.index(f'"{LEGACY_HASH}":"'.encode()) + len(LEGACY_HASH) + 4
+    if place < WINDOW[1] and place + 8 > WINDOW[0]:
+        del told[LEGACY_HASH]
+        return told
+    return told | {LEGACY_HASH: _digest(_window(head, file.data, WINDOW[0]))[:8]}
+
+
+def _window(head: bytes, data: Extent, start: int) -> Iterator[bytes | memoryview]:
+    """Yield 64 KiB of what `head` and an extent make together, fewer where they end before."""
+    length = WINDOW[1] - WINDOW[0]
+    yield head[start : start + length]
+    first = max(0, start - len(head))
+    last = min(data.length, max(0, start + length - len(head)))
+    if first < last:
+        yield from _blocks(Extent(data.path, data.offset + first, last - first))
+
+
+def _blocks(extent: Extent) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(min(extent.length, _BLOCK)))
+    with open_regular(extent.path) as file:
+        with reading(extent.path):
+            file.seek(extent.offset)
+        for start in range(0, extent.length, _BLOCK):
+            block = buffer[: extent.length - start]
+            with reading(extent.path):
+                read_exactly(file, extent.path, block)
+            yield block
+
+
+def _digest(parts: Iterator[bytes | memoryview] | Iterator[memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
