@@ -38,9 +38,14 @@ layouts, in `tests/oracle/test_architectures.py`.
 
 def command_page() -> str:
     """Return the page of the command line: the group's help, then each command's."""
-    parts = [HEAD, _section("lorakit", lorakit)]
-    parts += [_section(f"lorakit {name}", lorakit.commands[name]) for name in lorakit.commands]
-    return "\n".join(parts)
+    return "\n".join([HEAD, *_sections("lorakit", lorakit)])
+
+
+def _sections(title: str, command: click.Command) -> list[str]:
+    """Return a command's section, and those of the commands below it."""
+    below = command.commands if isinstance(command, click.Group) else {}
+    inner = (_sections(f"{title} {name}", found) for name, found in below.items())
+    return [_section(title, command), *(section for found in inner for section in found)]
 
 
 def _section(title: str, command: click.Command) -> str:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from lorakit.methods.method import Method
     from lorakit.operations.apply import apply
     from lorakit.operations.choice import Choice
+    from lorakit.operations.compare import compare
+    from lorakit.operations.compare_models import compare_models
     from lorakit.operations.convert import convert
     from lorakit.operations.cut_blocks import cut_blocks
     from lorakit.operations.extract import extract
@@ -38,6 +40,8 @@ _HOMES = {
     "Strength": "operations.strength",
     "TensorSource": "tensorfile.source",
     "apply": "operations.apply",
+    "compare": "operations.compare",
+    "compare_models": "operations.compare_models",
     "convert": "operations.convert",
     "cut_blocks": "operations.cut_blocks",
     "extract": "operations.extract",
@@ -63,6 +67,8 @@ __all__ = [
     "TensorSource",
     "__version__",
     "apply",
+    "compare",
+    "compare_models",
     "convert",
     "cut_blocks",
     "extract",

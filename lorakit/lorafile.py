@@ -1,14 +1,15 @@
 """A LoRA in memory, and how it is read."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lorakit.adapters import Adapter, Lokr, Lora, build
+from lorakit.compute import one_blas_thread
 from lorakit.errors import AdapterError, FileFormatError, NumericsError
 from lorakit.names.architectures import Architecture
 from lorakit.names.blocks import block_of
@@ -70,6 +71,7 @@ def load_lora(
     *,
     header_only: bool = False,
     allow_unmatched: bool = False,
+    without: Collection[str] = (),
 ) -> LoraFile:
     """Read a LoRA: a file, a PEFT folder, or tensors by key.
 
@@ -78,6 +80,7 @@ def load_lora(
             with one such folder a component, or the tensors themselves.
         header_only: read no factor; the adapters then hold shapes (torch's meta device).
         allow_unmatched: leave out, and list in `unclaimed`, the keys that nobody knows.
+        without: modules not to read.
 
     Raises:
         FileFormatError: it is no LoRA, or holds a tensor that nobody claims.
@@ -87,8 +90,10 @@ def load_lora(
     source, alpha_of = _open(path)
     keys = read_keys({key: spec.shape for key, spec in source.specs.items()}, source.metadata)
     _check_claims(source.name, keys, allow_unmatched)
-    # The hash is a third of the work, and takes no hold of the interpreter.
-    with ThreadPoolExecutor(1) as pool:
+    keys = replace(keys, modules={m: k for m, k in keys.modules.items() if m not in without})
+    # The hash is a third of the work, and takes no hold of the interpreter. A tensor of a LoRA is
+    # too small to be shared out over threads that wait for each other.
+    with one_blas_thread(), ThreadPoolExecutor(1) as pool:
         hashed = None if header_only else pool.submit(model_hash, source)
         adapters = {
             module: _adapter(source, module, spellings, alpha_of, header_only)

@@ -12,7 +12,9 @@ SCHEMA = 1
 class Row:
     """One module: its ΔW before, and what of it the output holds.
 
-    `norm` is ‖ΔW‖ (Frobenius), `energy` the share of Σσ² kept, `error` ‖ΔW − kept‖ / ‖ΔW‖.
+    `norm` is ‖ΔW‖ (Frobenius), `energy` the share of Σσ² kept, `error` ‖ΔW − kept‖ / ‖ΔW‖. Where
+    directions have scores, `score_kept` is that of the last one kept, `score_cut` of the first one
+    cut; None where there is none, or where it is infinite.
     """
 
     module: str
@@ -23,6 +25,8 @@ class Row:
     energy: float | None = None
     error: float | None = None
     note: str = ""
+    score_kept: float | None = None
+    score_cut: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,23 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """What directions were ranked by: log10 of σ / reference.
+
+    `score` names the reference, `against` the model that it was taken of; ΔW was multiplied by
+    `rescale` first. `lowest_kept` and `highest_cut` are over all layers; where bytes decided, a
+    smaller direction may be kept above the score of a larger one that is cut.
+    """
+
+    score: str
+    against: str | None
+    rescale: float
+    threshold: float | None
+    lowest_kept: float | None = None
+    highest_cut: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """A row a module, what had no place, and remarks that the user should read."""
 
@@ -70,6 +91,8 @@ class Report:
     output_bytes: int | None = None
     verified: Verified | None = None
     plan: Plan | None = None
+    analysis: Mapping[str, Any] | None = None
+    scoring: Scoring | None = None
 
     @property
     def norm(self) -> float | None:

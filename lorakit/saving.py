@@ -41,6 +41,7 @@ class Output:
         metadata: keys to set.
         training: keep the training metadata.
         recipe: what made the file.
+        title: modelspec's title; the file's name if left out.
     """
 
     dtype: str | None = None
@@ -50,6 +51,7 @@ class Output:
     metadata: Mapping[str, str] = field(default_factory=dict)
     training: bool = True
     recipe: Mapping[str, object] | None = None
+    title: str | None = None
 
 
 def save_lora(path: str | Path, lora: LoraFile, *, output: Output | None = None) -> Written:
@@ -201,7 +203,7 @@ def _metadata(lora: LoraFile, title: str, output: Output) -> dict[str, str]:
             conv_alpha=_one(_alpha(adapter) for adapter in convs),
             base_model_version=lora.architecture.base_model_version if lora.architecture else None,
             modelspec_architecture=lora.architecture.modelspec if lora.architecture else None,
-            title=title,
+            title=title if output.title is None else output.title,
         )
         if output.recipe is not None:
             metadata[RECIPE_KEY] = recipe_json(output.recipe)

@@ -6,13 +6,17 @@ from types import TracebackType
 import click
 
 from lorakit.cli._guard import INTERRUPTED, Refused, WrongUsage
+from lorakit.cli.compare import compare
 from lorakit.cli.convert import convert
 from lorakit.cli.cut_blocks import cut_blocks
 from lorakit.cli.extract import extract
 from lorakit.cli.inspect import inspect
 from lorakit.cli.merge import merge
+from lorakit.cli.metadata import metadata
+from lorakit.cli.methods import methods
 from lorakit.cli.presets import presets
 from lorakit.cli.resize import resize
+from lorakit.cli.verify import verify
 from lorakit.version import VERSION
 
 __all__ = ["lorakit", "main"]
@@ -24,7 +28,11 @@ def lorakit() -> None:
     """Merge, extract, resize and cut LoRAs: exact, streaming, fast."""
 
 
-for command in (merge, extract, resize, cut_blocks, convert, inspect, presets):
+COMMANDS = (
+    *(merge, extract, resize, cut_blocks, convert),
+    *(inspect, compare, verify, metadata, methods, presets),
+)
+for command in COMMANDS:
     lorakit.add_command(command)
 
 

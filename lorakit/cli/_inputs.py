@@ -1,11 +1,12 @@
 """From the arguments to LoRAs, stacks and models."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.errors import SpecError
+from lorakit.names.blocks import spelled_out
 from lorakit.names.presets import parse_presets_file
 from lorakit.names.specs import LoraSpec, ModelSpec, format_lora, parse_lora, parse_model, parse_sum
 from lorakit.names.tags import find_lora, parse_prompt, parse_tag
@@ -20,7 +21,7 @@ UserPresets = Mapping[str, tuple[float, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A stack as the operations take it, and what the arguments said."""
+    """A stack as the operations take it, and what the arguments said, presets spelled out."""
 
     specs: tuple[LoraSpec, ...]
     stack: tuple[tuple["LoraFile", "Strength"], ...]
@@ -31,15 +32,61 @@ class Loaded:
         return tuple(Path(spec.path) for spec in self.specs)
 
     def recipe(self) -> list[dict[str, Any]]:
-        """Return each input's name, hash and strengths."""
+        """Return each input's name, hashes and strengths; see docs/formats.md."""
         return [
-            {"lora": Path(spec.path).name, "sha256": lora.sha256, "strength": _strengths(spec)}
+            {
+                "lora": name_of(spec.path),
+                "sha256": lora.sha256,
+                "header": header_of(spec.path),
+                "strength": _strengths(spec),
+            }
             for spec, (lora, _) in zip(self.specs, self.stack, strict=True)
         ]
 
 
 def _strengths(spec: LoraSpec) -> str:
     return format_lora(spec).removeprefix(spec.path).removeprefix(":") or "1"
+
+
+def name_of(path: str | Path) -> str:
+    """Return what a recipe calls a file or folder: its name without the folders above it."""
+    name = Path(path).name
+    return Path(path).resolve().name if name in ("", "..") else name
+
+
+def open_stored(path: str | Path) -> "TensorSource":
+    """Open a LoRA or a model as it is stored."""
+    from lorakit.peftfolder import is_peft_folder, open_peft
+    from lorakit.tensorfile.source import open_source
+
+    folder = Path(path)
+    return open_peft(folder)[0] if folder.is_dir() and is_peft_folder(folder) else open_source(path)
+
+
+def header_of(path: str | Path) -> str:
+    """Return a hash of what stands beside a LoRA's or model's tensors: names, metadata, alphas."""
+    from lorakit.peftconfig import CONFIG
+    from lorakit.tensorfile.fingerprint import header_hash
+
+    configs = sorted((*Path(path).glob(CONFIG), *Path(path).glob(f"*/{CONFIG}")))
+    texts = {file.relative_to(path).as_posix(): file.read_text("utf-8") for file in configs}
+    return header_hash(open_stored(path), texts)
+
+
+def model_record(path: str | Path) -> dict[str, Any]:
+    """Return how a recipe names a model, which is too large to be hashed whole."""
+    from lorakit.tensorfile.fingerprint import sample_hash
+
+    source = open_stored(path)
+    nbytes = sum(spec.nbytes for spec in source.specs.values())
+    sample, header = sample_hash(source), header_of(path)
+    return {"model": name_of(path), "bytes": nbytes, "sample": sample, "header": header}
+
+
+def side_record(model: str | Path | None, loaded: Loaded) -> dict[str, Any]:
+    """Return how a recipe names LoRAs, and the model that they are on."""
+    loras = {"loras": loaded.recipe()}
+    return loras if model is None else {**model_record(model), **loras}
 
 
 def read_presets(path: Path | None) -> UserPresets:
@@ -50,17 +97,16 @@ def read_presets(path: Path | None) -> UserPresets:
 
 
 def lora_specs(
-    texts: Sequence[str], *, prompt: str | None = None, lora_dir: Path | None = None
+    texts: Sequence[str], *, prompt: str | None = None, folders: Sequence[Path] = ()
 ) -> tuple[LoraSpec, ...]:
     """Read LORA arguments, pasted tags and a prompt's tags.
 
     Raises:
         SpecError: one cannot be read, or a tag names no file.
     """
-    folder = lora_dir or Path()
 
     def find(name: str) -> str:
-        return find_lora(name, folder)
+        return find_lora(name, *(folders or (Path(),)))
 
     specs = [
         parse_tag(text, find)
@@ -93,7 +139,11 @@ def load_stack(
     stack = tuple(
         (files[spec.path], strength_of(spec, files[spec.path], presets)) for spec in specs
     )
-    return Loaded(specs=tuple(specs), stack=stack)
+    # The user's presets are on this machine only: a recipe holds what they stand for.
+    plain = (
+        replace(spec, lbw=spelled_out(spec.lbw, presets)) if spec.lbw else spec for spec in specs
+    )
+    return Loaded(specs=tuple(plain), stack=stack)
 
 
 def lora_sum(text: str) -> tuple[LoraSpec, ...]:
@@ -113,20 +163,21 @@ def open_expression(
     header_only: bool = False,
     allow_unmatched: bool = False,
     device: str = "cpu",
-) -> "TensorSource":
-    """Open a model, with its LoRAs added on paper."""
+) -> "tuple[TensorSource, Loaded]":
+    """Open a model, with its LoRAs added on paper; return these LoRAs too."""
     from lorakit.compute import Compute
     from lorakit.operations.apply import apply
     from lorakit.tensorfile.source import open_source
 
     base = open_source(spec.path)
     if not spec.loras:
-        return base
+        return base, Loaded(specs=(), stack=())
     loaded = load_stack(
         spec.loras, presets=presets, header_only=header_only, allow_unmatched=allow_unmatched
     )
     compute = Compute(device=device)
-    return apply(base, loaded.stack, allow_unmatched=allow_unmatched, compute=compute)[0]
+    applied, _ = apply(base, loaded.stack, allow_unmatched=allow_unmatched, compute=compute)
+    return applied, loaded
 
 
 def _is(path: str) -> bool:

@@ -1,13 +1,14 @@
 """The options that commands share, read into two dataclasses."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from lorakit.cli._guard import guarded
 from lorakit.cli._pages import keep_pages
@@ -32,7 +33,10 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Common:
-    """The options that every writing command has."""
+    """The options that every writing command has.
+
+    `title` and `recipe` are no options: they are of the file that `merge --recipe` repeats.
+    """
 
     output: Path
     overwrite: bool
@@ -48,6 +52,8 @@ class Common:
     json: bool
     quiet: bool
     verbose: int
+    title: str | None = None
+    recipe: Mapping[str, Any] | None = None
 
     def compute(self) -> "Compute":
         """Choose the device, the workers and the bytes in flight."""
@@ -142,7 +148,7 @@ _RANKS: tuple[Callable[[F], F], ...] = (
     click.option("--sv-sum", type=float, help="Fewest directions with this share of Σσ."),
     click.option("--size", type=Size(), help="The whole file in this size, such as 72M."),
 )
-_COMMON = tuple(Common.__dataclass_fields__)
+_COMMON = tuple(field.name for field in fields(Common) if field.default is MISSING)
 _RULE = ("rank", "conv_rank", "energy", "error", "sv_ratio", "sv_sum", "size")
 
 
@@ -200,6 +206,52 @@ def _decorated(
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def refusing_others(
+    name: str, *, beside: Sequence[str]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let an option that says all that shapes the output stand beside few others.
+
+    Args:
+        name: the option's parameter.
+        beside: the parameters that go with it.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**kwargs: Any) -> None:
+            if kwargs[name] is not None:
+                _refuse_others(click.get_current_context(), name, beside)
+            command(**kwargs)
+
+        return run
+
+    return decorate
+
+
+def _refuse_others(context: click.Context, name: str, beside: Sequence[str]) -> None:
+    spelled = {
+        str(parameter.name): max(parameter.opts, key=len)
+        if isinstance(parameter, click.Option)
+        else parameter.human_readable_name
+        for parameter in context.command.params
+    }
+    given = [
+        spelling
+        for other, spelling in spelled.items()
+        if other not in (name, *beside) and _was_given(context, other)
+    ]
+    if given:
+        raise SpecError(
+            f"{spelled[name]} repeats all that made the file; leave {', '.join(given)} out."
+        )
+
+
+def _was_given(context: click.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    # No argument at all counts as given.
+    return source is not ParameterSource.DEFAULT and context.params.get(name) not in (None, ())
 
 
 def one_of(**given: object) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from lorakit.report import Report, Row
+    from lorakit.report import Report, Row, Scoring
 
 SHOWN = 10
 WIDE = 240
@@ -31,7 +31,7 @@ def show_report(report: "Report", *, quiet: bool, verbose: int) -> None:
         return
     console = results()
     if verbose and report.rows:
-        console.print(_rows_table(report.rows))
+        console.print(_rows_table(report.rows, scores=report.scoring is not None))
     console.print(_summary_table(report))
 
 
@@ -59,11 +59,13 @@ def _lost(lost: Mapping[str, float]) -> dict[str, float]:
     return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 
-def _rows_table(rows: "Iterable[Row]") -> Table:
+def _rows_table(rows: "Iterable[Row]", *, scores: bool) -> Table:
     table = Table(box=None, pad_edge=False)
-    for title in ("layer", "block", "rank", "norm", "kept", "error", ""):
+    scored = ("last score", "cut from") if scores else ()
+    for title in ("layer", "block", "rank", "norm", "kept", "error", *scored, ""):
         table.add_column(title, justify="left" if title in ("layer", "block", "") else "right")
     for row in rows:
+        given = (_number(row.score_kept), _number(row.score_cut)) if scores else ()
         table.add_row(
             row.module,
             row.block,
@@ -71,6 +73,7 @@ def _rows_table(rows: "Iterable[Row]") -> Table:
             _number(row.norm),
             share_text(row.energy),
             _number(row.error),
+            *given,
             row.note,
         )
     return table
@@ -97,6 +100,8 @@ def _facts(report: "Report") -> list[tuple[str, str]]:
             facts.append((name, _number(totals[key])))
     if totals["energy"] is not None:
         facts.append(("energy kept", share_text(totals["energy"])))
+    if report.scoring is not None:
+        facts.append(("score", _scoring(report.scoring)))
     if report.plan is not None:
         facts += _plan(report)
     if report.verified is not None:
@@ -117,6 +122,12 @@ def _plan(report: "Report") -> list[tuple[str, str]]:
         ("would run on", f"{plan.device}, {plan.threads} workers"),
         ("dry run", "nothing was written"),
     ]
+
+
+def _scoring(found: "Scoring") -> str:
+    name = found.score if found.against is None else f"{found.score} of {found.against}"
+    ends = (("last kept", found.lowest_kept), ("first cut", found.highest_cut))
+    return ", ".join([name, *(f"{what} {_number(end)}" for what, end in ends if end is not None)])
 
 
 def _verified(report: "Report") -> str:

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit.cli._inputs import Loaded, UserPresets, load_stack, lora_sum, model_spec
+from lorakit.cli._inputs import (
+    Loaded,
+    UserPresets,
+    load_stack,
+    lora_sum,
+    model_spec,
+    side_record,
+)
 from lorakit.cli._options import Common
 from lorakit.errors import SpecError
 from lorakit.names.lorakeys import holds_lora
@@ -38,7 +45,7 @@ def open_sides(
     """
     sums = lora_sum(original), lora_sum(tuned)
     before, after = (terms[0].path for terms in sums)
-    kinds = _is_lora(before), _is_lora(after)
+    kinds = is_lora(before), is_lora(after)
     if kinds[0] != kinds[1]:
         lora, model = (before, after) if kinds[0] else (after, before)
         raise SpecError(
@@ -58,7 +65,8 @@ def open_sides(
     return first, second
 
 
-def _is_lora(path: str) -> bool:
+def is_lora(path: str) -> bool:
+    """Tell whether a path is a LoRA, a file or a PEFT folder, and no model."""
     from lorakit.peftfolder import is_peft_folder
     from lorakit.tensorfile.source import open_source
 
@@ -77,14 +85,11 @@ def _stack_side(
 ) -> Side:
     """LoRAs alone, or the LoRAs of an expression whose base is on both sides and cancels."""
     loaded = _load(specs, presets, common) if specs else Loaded(specs=(), stack=())
-    recipe: dict[str, Any] = {"loras": loaded.recipe()}
-    if base is None:
-        return Side(source=None, stack=loaded.stack, paths=loaded.paths, recipe=recipe)
     return Side(
         source=None,
         stack=loaded.stack,
-        paths=(*loaded.paths, base),
-        recipe={"model": base.name, **recipe},
+        paths=loaded.paths if base is None else (*loaded.paths, base),
+        recipe=side_record(base, loaded),
         base=base,
     )
 
@@ -112,5 +117,9 @@ def _model_side(spec: "ModelSpec", presets: UserPresets, common: Common) -> Side
             allow_unmatched=common.allow_unmatched,
             compute=Compute(device=common.compute().device),
         )
-    recipe = {"model": Path(spec.path).name, "loras": loaded.recipe()}
-    return Side(source=source, stack=(), paths=(Path(spec.path), *loaded.paths), recipe=recipe)
+    return Side(
+        source=source,
+        stack=(),
+        paths=(Path(spec.path), *loaded.paths),
+        recipe=side_record(spec.path, loaded),
+    )

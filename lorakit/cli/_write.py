@@ -41,6 +41,15 @@ def recipe(command: str, inputs: Sequence[object], options: Mapping[str, Any]) -
     }
 
 
+def shared_options(common: Common) -> dict[str, Any]:
+    """Return what of the options that every writing command has shapes the output's bytes."""
+    return {
+        "dtype": common.dtype,
+        "metadata": common.metadata or None,
+        "allow_unmatched": common.allow_unmatched or None,
+    }
+
+
 def rule_options(rule: Any) -> dict[str, Any]:
     """Return the rank rule's options that were given."""
     return {name: getattr(rule, name) for name in type(rule).__dataclass_fields__}
@@ -69,7 +78,8 @@ def finish_lora(
             inputs=inputs,
             metadata=common.metadata,
             training=not common.no_metadata,
-            recipe=made_by,
+            recipe=common.recipe or made_by,
+            title=common.title,
         ),
     )
     report = replace(report, output=str(written.path), output_bytes=written.nbytes)
@@ -93,13 +103,14 @@ def finish_model(
     """Write a checkpoint, read it back if asked to, and return the report."""
     from lorakit.operations.verify_model import verify_model
     from lorakit.saving import save_model
-    from lorakit.tensorfile.metadata import RECIPE_KEY, recipe_json
+    from lorakit.tensorfile.metadata import HASHES, RECIPE_KEY, recipe_json
 
     compute = common.compute()
     metadata = {} if common.no_metadata else dict(applied.metadata)
-    metadata.pop("modelspec.hash_sha256", None)
+    for stale in HASHES:
+        metadata.pop(stale, None)
     if not common.no_metadata:
-        metadata[RECIPE_KEY] = recipe_json(made_by)
+        metadata[RECIPE_KEY] = recipe_json(common.recipe or made_by)
     applied = replace(applied, metadata=metadata | common.metadata)
     with watching(quiet=common.quiet) as progress:
         written = save_model(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lorakit.cli._inputs import load_stack, lora_specs
+from lorakit.cli._inputs import load_stack, lora_specs, model_record
 from lorakit.cli._options import (
     Common,
     against_option,
@@ -14,11 +14,13 @@ from lorakit.cli._options import (
     writing_options,
 )
 from lorakit.cli._progress import watching
-from lorakit.cli._write import finish_lora, recipe, rule_options, show
+from lorakit.cli._write import finish_lora, recipe, rule_options, shared_options, show
 from lorakit.errors import SpecError
 
 if TYPE_CHECKING:
     from lorakit.linalg.ranks import RankRule
+    from lorakit.names.specs import LoraSpec
+    from lorakit.report import Report
 
 
 @click.command()
@@ -51,11 +53,6 @@ def convert(
     ΔW stays the same. Rank rules hold for what --as lora makes plain; without one it keeps its
     whole rank.
     """
-    from lorakit.operations.convert import convert as convert_lora
-    from lorakit.operations.convert import converted_pieces
-    from lorakit.operations.plan import plan_kept
-    from lorakit.tensorfile.source import open_source
-
     if not (dialect or kind or repair or common.dtype):
         raise SpecError(
             "convert needs to know what to change; give --to, --as, --dtype or --repair."
@@ -63,8 +60,36 @@ def convert(
     if not rule.exact and kind is None:
         raise SpecError("Rank rules hold for --as lora; to cut a rank use lorakit resize.")
     (spec,) = lora_specs([lora])
+    report = make(
+        spec,
+        dialect=dialect,
+        kind=kind,
+        against=against,
+        repair=repair,
+        rule=rule,
+        common=common,
+    )
+    show(common, report)
+
+
+def make(
+    spec: "LoraSpec",
+    *,
+    dialect: str | None,
+    kind: str | None,
+    against: str | None,
+    repair: bool,
+    rule: "RankRule",
+    common: Common,
+) -> "Report":
+    """Convert a LoRA as the command does."""
+    from lorakit.operations.convert import convert as convert_lora
+    from lorakit.operations.convert import converted_pieces
+    from lorakit.operations.plan import plan_kept
+    from lorakit.tensorfile.source import open_source
+
     if spec != type(spec)(path=spec.path):
-        raise SpecError(f"{lora}: convert takes a LoRA without a strength; merge it first.")
+        raise SpecError(f"{spec.path}: convert takes a LoRA without a strength; merge it first.")
     if common.dry_run and (kind or repair):
         raise SpecError("--dry-run reads headers only; --as and --repair need the values.")
     loaded = load_stack(
@@ -84,17 +109,16 @@ def convert(
             progress=progress,
         )
     if common.dry_run:
-        show(common, plan_kept(report, converted, lora=file, compute=common.compute()))
-        return
+        return plan_kept(report, converted, lora=file, compute=common.compute())
     options = {
         "to": dialect,
         "as": kind,
-        "against": None if against is None else Path(against).name,
+        "against": None if against is None else model_record(against),
         "repair": repair or None,
-        "dtype": common.dtype,
+        **shared_options(common),
         **rule_options(rule),
     }
-    report = finish_lora(
+    return finish_lora(
         converted,
         report,
         common,
@@ -102,4 +126,3 @@ def convert(
         inputs=[*loaded.paths, *([Path(against)] if against else [])],
         pieces=converted_pieces(converted if repair else file, converted, base),
     )
-    show(common, report)

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 from lorakit.cli._guard import guarded
-from lorakit.cli._inputs import UserPresets, load_stack, lora_specs, read_presets
+from lorakit.cli._inputs import (
+    UserPresets,
+    load_stack,
+    lora_specs,
+    model_record,
+    read_presets,
+)
 from lorakit.cli._options import (
     Common,
     against_option,
@@ -16,13 +22,15 @@ from lorakit.cli._options import (
     writing_options,
 )
 from lorakit.cli._progress import watching
-from lorakit.cli._write import finish_lora, recipe, show
+from lorakit.cli._write import finish_lora, recipe, shared_options, show
 from lorakit.errors import SpecError
-from lorakit.names.blocks import block_ids, parse_ids, weights_of
+from lorakit.names.blocks import block_ids, parse_ids, spelled_out, weights_of
 from lorakit.names.elements import parse_elements
 
 if TYPE_CHECKING:
     from lorakit.names.architectures import Architecture
+    from lorakit.names.specs import LoraSpec
+    from lorakit.report import Report
 
 
 class _ListFirst(click.Command):
@@ -68,25 +76,43 @@ def cut_blocks(
     A weight of 0 deletes the block's layers, so that the file gets smaller; another weight scales
     ΔW once. Blocks that are not named keep 1 with --drop and --elements, and lose all with --keep.
     """
+    del list_only
+    (spec,) = lora_specs([lora])
+    report = make(
+        spec,
+        given={"preset": preset, "weights": weights, "keep": keep, "drop": drop},
+        elements=elements,
+        against=against,
+        presets=read_presets(presets_file),
+        common=common,
+    )
+    show(common, report)
+
+
+def make(
+    spec: "LoraSpec",
+    *,
+    given: dict[str, str | None],
+    elements: str | None,
+    against: str | None,
+    presets: UserPresets,
+    common: Common,
+) -> "Report":
+    """Cut a LoRA's blocks as the command does."""
     from lorakit.operations.cut_blocks import cut_blocks as cut
     from lorakit.operations.cut_blocks import cut_pieces
     from lorakit.operations.plan import plan_kept
     from lorakit.tensorfile.source import open_source
 
-    del list_only
     loaded = load_stack(
-        lora_specs([lora]),
-        presets={},
-        header_only=common.dry_run,
-        allow_unmatched=common.allow_unmatched,
+        [spec], presets={}, header_only=common.dry_run, allow_unmatched=common.allow_unmatched
     )
     file, _ = loaded.stack[0]
-    given = {"preset": preset, "weights": weights, "keep": keep, "drop": drop}
     if not elements or any(given.values()):
         one_of(**given)
-    if loaded.specs[0].strength != 1:
-        raise SpecError(f"{lora}: cut-blocks takes a LoRA without a strength; use --weights.")
-    blocks = _blocks(given, file.blocks, read_presets(presets_file))
+    if spec != type(spec)(path=spec.path):
+        raise SpecError(f"{spec.path}: cut-blocks takes a LoRA without a strength; use --weights.")
+    blocks = _blocks(given, file.blocks, presets)
     rules = parse_elements(elements, file.blocks) if elements else ()
     base = None if against is None or common.dry_run else open_source(against)
     with watching(quiet=common.quiet) as progress:
@@ -99,11 +125,14 @@ def cut_blocks(
             progress=progress,
         )
     if common.dry_run:
-        plan = plan_kept(report, cut_lora, lora=file, compute=common.compute())
-        show(common, plan)
-        return
-    options = {**given, "elements": elements, "dtype": common.dtype}
-    report = finish_lora(
+        return plan_kept(report, cut_lora, lora=file, compute=common.compute())
+    options = {
+        **_lasting(given, presets),
+        "elements": elements,
+        "against": None if against is None else model_record(against),
+        **shared_options(common),
+    }
+    return finish_lora(
         cut_lora,
         report,
         common,
@@ -111,7 +140,13 @@ def cut_blocks(
         inputs=[*loaded.paths, *([Path(against)] if against else [])],
         pieces=cut_pieces(file, cut_lora, blocks=blocks, elements=rules, against=base),
     )
-    show(common, report)
+
+
+def _lasting(given: dict[str, str | None], presets: UserPresets) -> dict[str, str | None]:
+    """Return what a recipe holds: the vector of a preset of the user's own."""
+    name = given["preset"] or ""
+    weights = spelled_out(name, presets)
+    return given if weights == name else {**given, "preset": None, "weights": weights}
 
 
 def _blocks(

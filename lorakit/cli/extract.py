@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import click
 
-from lorakit.cli._inputs import read_presets
+from lorakit.cli._inputs import UserPresets, read_presets
 from lorakit.cli._options import (
     Common,
     presets_file_option,
@@ -15,7 +15,7 @@ from lorakit.cli._options import (
 )
 from lorakit.cli._progress import watching
 from lorakit.cli._sides import Side, open_sides
-from lorakit.cli._write import finish_lora, recipe, rule_options, show
+from lorakit.cli._write import finish_lora, recipe, rule_options, shared_options, show
 from lorakit.errors import SpecError
 
 if TYPE_CHECKING:
@@ -92,6 +92,39 @@ def extract(
     Each side is a model (PATH[+LORA]...), a LoRA (PATH[:STRENGTH]...) or a stack of LoRAs joined
     by +. Two LoRAs, or two expressions on one base, are subtracted exactly.
     """
+    report = make(
+        original,
+        tuned,
+        kind=kind,
+        only=only,
+        exclude=exclude,
+        min_change=min_change,
+        alpha=alpha,
+        svd=svd,
+        dialect=dialect,
+        presets=read_presets(presets_file),
+        rule=rule,
+        common=common,
+    )
+    show(common, report)
+
+
+def make(
+    original: str,
+    tuned: str,
+    *,
+    kind: str | None,
+    only: tuple[str, ...],
+    exclude: tuple[str, ...],
+    min_change: float,
+    alpha: float | None,
+    svd: str,
+    dialect: str | None,
+    presets: UserPresets,
+    rule: "RankRule",
+    common: Common,
+) -> "Report":
+    """Extract a LoRA as the command does."""
     from lorakit.operations.choice import Choice
 
     if alpha == 0:
@@ -106,36 +139,36 @@ def extract(
         min_change=min_change,
         svd=svd,
     )
-    sides = open_sides(original, tuned, presets=read_presets(presets_file), common=common)
+    sides = open_sides(original, tuned, presets=presets, common=common)
     settings: Settings = {
         "rule": rule,
         "choice": choice,
         "alpha": alpha,
         "dialect": dialect or "kohya",
     }
-    made = _from_loras if sides[0].source is None else _from_models
-    lora, report, pieces = made(sides, settings, common)
-    if lora is not None:
-        options = {
-            "as": kind,
-            "only": only,
-            "exclude": exclude,
-            "min_change": min_change or None,
-            "alpha": alpha,
-            "svd": svd,
-            "to": dialect,
-            "dtype": common.dtype,
-            **rule_options(rule),
-        }
-        report = finish_lora(
-            lora,
-            report,
-            common,
-            made_by=recipe("extract", [side.recipe for side in sides], options),
-            inputs=[path for side in sides for path in side.paths],
-            pieces=pieces,
-        )
-    show(common, report)
+    extracted = _from_loras if sides[0].source is None else _from_models
+    lora, report, pieces = extracted(sides, settings, common)
+    if lora is None:
+        return report
+    options = {
+        "as": kind,
+        "only": only,
+        "exclude": exclude,
+        "min_change": min_change or None,
+        "alpha": alpha,
+        "svd": svd,
+        "to": dialect,
+        **shared_options(common),
+        **rule_options(rule),
+    }
+    return finish_lora(
+        lora,
+        report,
+        common,
+        made_by=recipe("extract", [side.recipe for side in sides], options),
+        inputs=[path for side in sides for path in side.paths],
+        pieces=pieces,
+    )
 
 
 def _from_loras(sides: tuple[Side, Side], settings: "Settings", common: Common) -> "Made":

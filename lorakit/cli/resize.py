@@ -1,40 +1,99 @@
 """lorakit resize."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from lorakit.cli._inputs import load_stack, lora_specs
-from lorakit.cli._options import Common, against_option, rank_options, writing_options
+from lorakit.cli._inputs import load_stack, lora_specs, model_record
+from lorakit.cli._options import Common, rank_options, writing_options
 from lorakit.cli._progress import watching
-from lorakit.cli._write import finish_lora, recipe, rule_options, show
+from lorakit.cli._write import finish_lora, recipe, rule_options, shared_options, show
 from lorakit.errors import SpecError
 
 if TYPE_CHECKING:
     from lorakit.linalg.ranks import RankRule
     from lorakit.names.specs import LoraSpec
+    from lorakit.operations.yardsticks import Yardstick
     from lorakit.report import Report
+
+_SCORES: tuple[Callable[..., Callable[..., None]], ...] = (
+    click.option(
+        "--against",
+        metavar="MODEL",
+        help="The model whose weights directions are scored by; also what DoRA, OFT, GLoRA and "
+        "IA3 are taken on.",
+    ),
+    click.option(
+        "--score",
+        metavar="NAME",
+        help="What a direction's σ is divided by: spn-ckpt or fro-ckpt, the spectral or Frobenius "
+        "norm of the model's layer; subspace, what that layer does along the direction; spn-lora "
+        "or fro-lora, a norm of the LoRA's own layer; or several with weights: "
+        "fro-ckpt=0.8,spn-lora=0.2. For --threshold, --size and --rank; with --against the first "
+        "two take fro-ckpt if it is left out.",
+    ),
+    click.option(
+        "--threshold",
+        type=float,
+        metavar="X",
+        help="Directions with log10(σ / reference) of at least this; about -3.5 for fro-ckpt, "
+        "-1.2 for spn-ckpt.",
+    ),
+    click.option(
+        "--rescale",
+        type=float,
+        default=1.0,
+        show_default=True,
+        metavar="X",
+        help="Multiply the change by this, for the score and in the file.",
+    ),
+)
+
+
+def _score_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_SCORES):
+        command = option(command)
+    return command
 
 
 @click.command()
 @click.argument("loras", nargs=-1, required=True, metavar="LORA...")
-@against_option
+@_score_options
 @writing_options
 @rank_options
 def resize(
-    *, loras: tuple[str, ...], against: str | None, rule: "RankRule", common: Common
+    *,
+    loras: tuple[str, ...],
+    against: str | None,
+    score: str | None,
+    threshold: float | None,
+    rescale: float,
+    rule: "RankRule",
+    common: Common,
 ) -> None:
     """Give LoRAs another rank: the best approximation, from the factors alone.
 
     With several LORA the output is a folder. One rank rule is needed: --rank, --energy, --error,
-    --sv-ratio, --sv-sum or --size; --rank beside another rule is a cap.
+    --sv-ratio, --sv-sum, --size or --threshold; --rank beside another rule is a cap.
+
+    With --against, --threshold and --size rank directions by what they do to that model: a change
+    counts for little in a layer whose weights are large. --size then goes by the square of
+    σ / reference a byte, over all layers at once.
     """
+    rule = rule if threshold is None else replace(rule, threshold=threshold)
     if rule.exact:
-        raise SpecError("resize needs a rank rule, found none; give --rank, --energy or --size.")
+        raise SpecError(
+            "resize needs a rank rule, found none; give --rank, --energy, --size or, with "
+            "--against, --threshold."
+        )
     specs = lora_specs(loras)
+    one = partial(make, rule=rule, against=against, score=score, rescale=rescale, common=common)
     if len(specs) == 1 and not common.output.is_dir():
-        show(common, _resize_one(specs[0], common.output, rule, common, against))
+        show(common, one(specs[0], common.output))
         return
     names = [Path(spec.path).stem + ".safetensors" for spec in specs]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -43,40 +102,105 @@ def resize(
     if common.output.is_file():
         raise SpecError(f"{common.output}: expected a folder for several LoRAs, found a file.")
     outputs = [common.output / name for name in names]
+    shared = _yardsticks(specs, rule, against, score, rescale, common)
     reports = [
-        _resize_one(spec, output, rule, common, against)
-        for spec, output in zip(specs, outputs, strict=True)
+        one(spec, output, yardstick=yardstick)
+        for spec, output, yardstick in zip(specs, outputs, shared, strict=True)
     ]
     show(common, *reports)
 
 
-def _resize_one(
-    spec: "LoraSpec", output: Path, rule: "RankRule", common: Common, against: str | None
+def _yardsticks(
+    specs: "Sequence[LoraSpec]",
+    rule: "RankRule",
+    against: str | None,
+    score: str | None,
+    rescale: float,
+    common: Common,
+) -> "Sequence[Yardstick | None]":
+    """Read the model once for all LoRAs; of norms their headers say which layers."""
+    from lorakit.operations.resize import yardsticks
+    from lorakit.operations.yardsticks import chosen_score, is_directional
+    from lorakit.tensorfile.source import open_source
+
+    chosen = chosen_score(score, rule, against=against is not None)
+    if chosen is None or against is None or common.dry_run:
+        return [None for _ in specs]
+    loras = [
+        load_stack(
+            [spec],
+            presets={},
+            header_only=not is_directional(chosen),
+            allow_unmatched=common.allow_unmatched,
+        ).stack[0][0]
+        for spec in specs
+    ]
+    with watching(quiet=common.quiet) as progress:
+        return yardsticks(
+            loras,
+            score=chosen,
+            against=open_source(against),
+            rescale=rescale,
+            allow_unmatched=common.allow_unmatched,
+            compute=common.compute(),
+            progress=progress,
+        )
+
+
+def make(
+    spec: "LoraSpec",
+    output: Path,
+    *,
+    rule: "RankRule",
+    against: str | None,
+    common: Common,
+    score: str | None = None,
+    rescale: float = 1.0,
+    yardstick: "Yardstick | None" = None,
 ) -> "Report":
+    """Resize one LoRA as the command does; the yardstick is one that several share."""
     from lorakit.models import open_model
-    from lorakit.operations.merge import merge_pieces
     from lorakit.operations.plan import plan_lora
     from lorakit.operations.resize import resize as resize_lora
+    from lorakit.operations.resize import resize_pieces
+    from lorakit.operations.yardsticks import check_matched, chosen_score
     from lorakit.tensorfile.source import open_source
 
     if spec != type(spec)(path=spec.path):
         raise SpecError(f"{spec.path}: resize takes a LoRA without a strength; merge it first.")
+    chosen = chosen_score(score, rule, against=against is not None)
     loaded = load_stack(
         [spec], presets={}, header_only=common.dry_run, allow_unmatched=common.allow_unmatched
     )
-    lora = loaded.stack[0][0]
+    # A size is spent in bytes of the output.
+    lora = replace(loaded.stack[0][0], dtype=common.dtype or loaded.stack[0][0].dtype)
     base = None if against is None else open_source(against)
-    pieces, _ = merge_pieces([(lora, 1.0)], model=None if base is None else open_model(base))
+    model = None if base is None else open_model(base)
+    pieces = resize_pieces(lora, model=model, rescale=rescale)
     compute = common.compute()
     if common.dry_run:
-        dtype = common.dtype or lora.dtype
-        return plan_lora("resize", pieces, rule=rule, dtype=dtype, inputs=[lora], compute=compute)
+        check_matched(lora, pieces, model, score=chosen, allowed=common.allow_unmatched)
+        return plan_lora(
+            "resize", pieces, rule=rule, dtype=lora.dtype, inputs=[lora], compute=compute
+        )
     with watching(quiet=common.quiet) as progress:
         resized, report = resize_lora(
-            lora, rule=rule, against=base, compute=compute, progress=progress
+            lora,
+            rule=rule,
+            against=base,
+            score=yardstick or chosen,
+            rescale=rescale,
+            allow_unmatched=common.allow_unmatched,
+            compute=compute,
+            progress=progress,
         )
-    name = None if against is None else Path(against).name
-    options = {"against": name, "dtype": common.dtype, **rule_options(rule)}
+    options = {
+        "against": None if against is None else model_record(against),
+        "score": chosen,
+        "rescale": None if rescale == 1.0 else rescale,
+        **shared_options(common),
+        **rule_options(rule),
+    }
     return finish_lora(
         resized,
         report,

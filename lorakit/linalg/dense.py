@@ -9,7 +9,7 @@ from torch import Tensor
 from lorakit.errors import NumericsError
 from lorakit.linalg.factored import fixed_signs, numerical_rank
 from lorakit.linalg.krylov import leading
-from lorakit.linalg.ranks import RankRule, choose_rank
+from lorakit.linalg.ranks import RankRule, Scorer, choose_rank
 
 TOLERANCE = 3e-3
 SIZE_RANKS = 256
@@ -93,7 +93,13 @@ def truncated_svd(
 
 
 def svd_for_rule(
-    delta: Tensor, rule: RankRule, *, conv: bool, method: str = "auto", seed_name: str = ""
+    delta: Tensor,
+    rule: RankRule,
+    *,
+    conv: bool,
+    method: str = "auto",
+    seed_name: str = "",
+    scorer: Scorer | None = None,
 ) -> TruncatedSvd:
     """Return as many leading directions as a rank rule needs to decide.
 
@@ -106,12 +112,17 @@ def svd_for_rule(
         conv: whether the kernel is over 1x1.
         method: as for `truncated_svd`.
         seed_name: as for `truncated_svd`.
+        scorer: what a threshold is compared with; one that may rank a small singular value high
+            gets at most 256 to choose from.
 
     Raises:
         NumericsError: a value is NaN or infinite.
     """
     least = min(delta.shape)
     cap = min(rule.cap(conv) or least, least)
+    if scorer is not None and scorer.directional:
+        rank = min(least, SIZE_RANKS)
+        return truncated_svd(delta, rank=rank, method=method, seed_name=seed_name)
     if rule.size is not None:
         cap = min(cap, SIZE_RANKS)
     if rule.sv_sum is not None:
@@ -121,7 +132,10 @@ def svd_for_rule(
     rank = min(32, cap)
     while True:
         found = truncated_svd(delta, rank=rank, method=method, seed_name=seed_name)
-        chosen = choose_rank(found.s, rule, conv=conv, energy_total=found.energy_total)
+        scores = None if scorer is None else scorer.scores(found.s, found.energy_total)
+        chosen = choose_rank(
+            found.s, rule, conv=conv, energy_total=found.energy_total, scores=scores
+        )
         if chosen < len(found.s) or len(found.s) < rank or rank == cap:
             return found
         # Each further direction holds no more than the last one: fewer than this cannot do.

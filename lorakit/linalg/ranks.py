@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lorakit.errors import SpecError
 
-_ONE_OF = ("energy", "error", "sv_ratio", "sv_sum", "size")
+_ONE_OF = ("energy", "error", "sv_ratio", "sv_sum", "size", "threshold")
 _SLACK = 1e-12
 
 
@@ -24,6 +24,7 @@ class RankRule:
         sv_ratio: those with σ > σ₁ / sv_ratio.
         sv_sum: the fewest with this share of Σσ.
         size: bytes of the whole file.
+        threshold: those with this score, a logarithm to base 10, or a larger one; see `Scorer`.
 
     Raises:
         SpecError: a number is out of range, or two rules are given.
@@ -36,6 +37,7 @@ class RankRule:
     sv_ratio: float | None = None
     sv_sum: float | None = None
     size: int | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in _ONE_OF if getattr(self, name) is not None]
@@ -49,6 +51,7 @@ class RankRule:
             "sv_ratio": (1, math.inf),
             "sv_sum": (0, 1),
             "size": (1, math.inf),
+            "threshold": (-1000, 1000),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -70,6 +73,45 @@ class RankRule:
         return self.conv_rank if conv and self.conv_rank is not None else self.rank
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scorer:
+    """What a layer's singular values are measured by: their score is log10 of σ / reference.
+
+    A reference may be a weighted geometric mean of several.
+
+    Args:
+        reference: log10 of what does not hang on the LoRA: one number, or one a direction, [k].
+        of_largest: the weight of σ₁ in the reference.
+        of_norm: the weight of ‖ΔW‖ in the reference.
+        rescale: what ΔW was multiplied by; σ₁ and ‖ΔW‖ count as they were before.
+    """
+
+    reference: Tensor
+    of_largest: float = 0.0
+    of_norm: float = 0.0
+    rescale: float = 1.0
+
+    @property
+    def directional(self) -> bool:
+        """Whether a smaller singular value may have a larger score."""
+        return self.reference.ndim > 0
+
+    def scores(self, s: Tensor, energy: float) -> Tensor:
+        """Return the score of each singular value, [k] in fp64 on the CPU.
+
+        Args:
+            s: falling and not 0, [k].
+            energy: Σσ² of the whole layer.
+        """
+        logs = s.double().cpu().log10()
+        found = logs - (self.reference[: len(logs)] if self.directional else self.reference)
+        if not len(logs):
+            return found
+        before = math.log10(self.rescale)
+        norm = math.log10(energy) / 2
+        return found - self.of_largest * (logs[0] - before) - self.of_norm * (norm - before)
+
+
 def choose_rank(
     s: Tensor,
     rule: RankRule,
@@ -77,8 +119,11 @@ def choose_rank(
     conv: bool = False,
     energy_total: float | None = None,
     sum_total: float | None = None,
+    scores: Tensor | None = None,
 ) -> int:
     """Return how many of the singular values a rule keeps: at least 1 where any is not 0.
+
+    Only a threshold may keep none.
 
     Args:
         s: falling, [k]; with `energy_total` perhaps only the leading ones.
@@ -86,6 +131,10 @@ def choose_rank(
         conv: whether the kernel is over 1x1.
         energy_total: Σσ² of the whole layer.
         sum_total: Σσ of the whole layer.
+        scores: of the singular values, falling, [k]; a threshold needs them.
+
+    Raises:
+        SpecError: there is a threshold, and no scores.
 
     Source: kohya's `resize_lora.py`, without its off-by-one: each of its rules keeps one too many.
     """
@@ -95,6 +144,10 @@ def choose_rank(
         return 0
     cap = rule.cap(conv)
     most = alive if cap is None else min(cap, alive)
+    if rule.threshold is not None:
+        if scores is None:
+            raise SpecError("A threshold needs scores, and only resize gives them; give --rank.")
+        return min(most, int((scores >= rule.threshold).sum()))
     return max(1, min(most, _wanted(values, rule, energy_total, sum_total)))
 
 
@@ -138,7 +191,7 @@ def ranks_for_size(
     """Spend bytes on the directions with the most energy a byte, over all layers at once.
 
     Args:
-        spectra: module -> falling singular values.
+        spectra: module -> falling singular values, or what they are relative to a reference.
         bytes_a_rank: module -> bytes of one direction.
         budget: bytes for all.
         overhead: module -> bytes that its first direction costs besides.
@@ -154,7 +207,7 @@ def ranks_for_size(
         cap = caps.get(module)
         values = s.double()[: len(s) if cap is None else cap].tolist()
         price = bytes_a_rank[module]
-        items += [(value**2 / price, module, i) for i, value in enumerate(values) if value > 0]
+        items += [(value * value / price, module, i) for i, value in enumerate(values) if value > 0]
     items.sort(key=lambda item: (-item[0], item[1], item[2]))
     ranks = dict.fromkeys(spectra, 0)
     left = budget

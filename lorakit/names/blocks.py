@@ -60,6 +60,13 @@ def weights_of(
     return preset_weights(text, known_architecture(architecture, text), tuple(own))
 
 
+def spelled_out(text: str, user_presets: UserPresets) -> str:
+    """Return the vector that a preset of the user's own stands for; any other text as it is."""
+    if text not in user_presets or _is_vector(text):
+        return text
+    return ",".join(repr(weight) for weight in user_presets[text])
+
+
 def parse_weights(csv: str, architecture: Architecture | None) -> dict[str, float]:
     """Read a vector of weights: a value a block, or a value a block with attention.
 

@@ -22,7 +22,7 @@ PRESETS = {
 class ElementRule:
     """A weight for the modules of some blocks whose names hold some element."""
 
-    blocks: frozenset[str]
+    blocks: tuple[str, ...]
     elements: tuple[str, ...]
     negated: bool
     weight: float
@@ -72,7 +72,7 @@ def _rule(text: str, architecture: Architecture) -> ElementRule:
                 f"'{text.strip()}': {element} is in no layer's name; try attn, ff, to_k."
             )
     return ElementRule(
-        blocks=frozenset(set(ids) - named if others else named),
+        blocks=tuple(block for block in ids if (block in named) != others),
         elements=elements,
         negated=negated,
         weight=weight,

@@ -50,19 +50,22 @@ def parse_prompt(prompt: str, find: Callable[[str], str]) -> list[LoraSpec]:
     return specs
 
 
-def find_lora(name: str, folder: Path) -> str:
+def find_lora(name: str, *folders: Path) -> str:
     """Find a LoRA by the name that tags use: the file's name without its suffix, in any subfolder.
 
     Raises:
         SpecError: there is none, or several.
     """
-    if not folder.is_dir():
-        raise SpecError(f"{folder}: expected a folder of LoRAs; give --lora-dir.")
-    files = sorted(file for file in folder.rglob("*") if file.stem == name and file.is_file())
+    for folder in folders:
+        if not folder.is_dir():
+            raise SpecError(f"{folder}: expected a folder of LoRAs; give --lora-dir.")
+    below = (file for folder in folders for file in folder.rglob("*"))
+    files = sorted({file for file in below if file.stem == name and file.is_file()})
     for suffix in _SUFFIXES:
         found = [file for file in files if file.suffix == suffix]
         if len(found) > 1:
             raise SpecError(f"'{name}' is the name of several files: {found[0]} and {found[1]}.")
         if found:
             return str(found[0])
-    raise SpecError(f"'{name}': no LoRA of that name in {folder}; give --lora-dir.")
+    places = ", ".join(str(folder) for folder in folders)
+    raise SpecError(f"'{name}': no LoRA of that name in {places}; give --lora-dir.")

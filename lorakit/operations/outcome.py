@@ -11,7 +11,7 @@ from lorakit.lorafile import LoraFile
 from lorakit.operations.choice import Choice
 from lorakit.operations.pieces import Piece, truncate
 from lorakit.progress import Progress
-from lorakit.report import Report
+from lorakit.report import Report, Row
 
 ITEMSIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
@@ -50,13 +50,26 @@ def from_pieces(
         progress=progress,
     )
     if not adapters:
-        raise UnmatchedError(
-            "Nothing is left to write: every layer is zero or cancels; "
-            "check that the inputs differ and that the strengths are meant."
-        )
+        raise UnmatchedError(f"Nothing is left to write: {_why(rule, rows)}.")
     gone = tuple(row.module for row in rows if row.rank_after == 0)
     lora = replace(like, name=command, adapters=adapters, sha256="", unclaimed=())
     return lora, Report(command=command, rows=rows, dropped=(*dropped, *gone))
+
+
+def _why(rule: RankRule, rows: Sequence[Row]) -> str:
+    alive = [row for row in rows if row.norm]
+    best = max((row.score_cut for row in alive if row.score_cut is not None), default=None)
+    if rule.threshold is not None and best is not None:
+        return (
+            f"no direction has a score of {rule.threshold:g}, the highest is {best:.4g}; give a "
+            "lower --threshold"
+        )
+    if rule.size is not None and alive:
+        return f"{rule.size} bytes have no room for one direction; give a larger --size"
+    return (
+        "every layer is zero or cancels; check that the inputs differ and that the strengths are "
+        "meant"
+    )
 
 
 def _without_metadata(rule: RankRule, like: LoraFile) -> RankRule:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from lorakit.linalg.factored import (
     dense,
     numerical_rank,
 )
-from lorakit.linalg.ranks import RankRule, choose_rank, kept, ranks_for_size
+from lorakit.linalg.ranks import RankRule, Scorer, choose_rank, kept, ranks_for_size
 from lorakit.progress import Progress, silent
 from lorakit.report import Row
 
@@ -45,6 +46,7 @@ class Piece:
             sum of their ranks.
         floor: ‖·‖ of the largest part that was summed; what cancels below its rounding is noise.
         cost: bytes that one evaluation takes at once.
+        scorer: what the singular values are measured by, where a rule or a budget asks for that.
     """
 
     module: str
@@ -57,6 +59,7 @@ class Piece:
     capped: bool = False
     floor: Callable[[], float] | None = None
     cost: int = 0
+    scorer: Scorer | None = None
 
     @property
     def conv(self) -> bool:
@@ -76,11 +79,24 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Spectrum:
-    """A piece's leading directions, and what is known of the rest."""
+    """A piece's best directions, and what is known of the rest.
+
+    Args:
+        svd: the largest first; where there are scores, the best first.
+        energy: Σσ² of the whole piece.
+        note: what the reader should know.
+        scores: of all directions that were there to choose from, falling.
+    """
 
     svd: Svd
     energy: float
     note: str = ""
+    scores: Tensor | None = None
+
+    @property
+    def worth(self) -> Tensor:
+        """What a budget ranks directions by: σ, or σ / reference where there is a score."""
+        return self.svd.s if self.scores is None else 10.0**self.scores
 
 
 def truncate(
@@ -215,30 +231,63 @@ class _Solver:
             conv=piece.conv,
             method=self.method,
             seed_name=piece.module,
+            scorer=piece.scorer,
         )
-        rank = choose_rank(found.s, rule, conv=piece.conv, energy_total=found.energy_total)
-        keep = rank if self.rule.size is None else len(found.s)
-        directions = _first(Svd(u=found.u, s=found.s, v=found.v), keep)
-        return Spectrum(svd=_host(directions), energy=found.energy_total, note=found.note), rank
+        whole = Svd(u=found.u, s=found.s, v=found.v)
+        first = partial(_first, whole)
+        return self._chosen(piece, found.s, found.energy_total, first, rule, found.note)
 
     def _cut(self, piece: Piece, factors: Factors, rule: RankRule) -> tuple[Spectrum, int]:
         """Choose the rank by the singular values, and make only the directions that are kept."""
         found = decomposed(factors)
         floor = piece.floor() if piece.floor else None
         limit = numerical_rank(found.s, factors.shape, reference=floor)
-        energy = float((found.s[:limit] ** 2).sum())
-        rank = choose_rank(found.s[:limit], rule, conv=piece.conv, energy_total=energy)
-        directions = found.first(rank if self.rule.size is None else limit)
+        s = found.s[:limit]
         note = "" if limit else "cancels out"
-        return Spectrum(svd=_host(directions), energy=energy, note=note), rank
+        return self._chosen(piece, s, float((s**2).sum()), found.first, rule, note)
+
+    def _chosen(
+        self,
+        piece: Piece,
+        s: Tensor,
+        energy: float,
+        first: Callable[[int], Svd],
+        rule: RankRule,
+        note: str,
+    ) -> tuple[Spectrum, int]:
+        """Choose the directions: the leading ones, or those of the best scores."""
+        scores, order = None, torch.arange(len(s))
+        if piece.scorer is not None:
+            scores = piece.scorer.scores(s, energy)
+            order = scores.argsort(descending=True, stable=True)
+            scores = scores[order]
+        rank = choose_rank(s, rule, conv=piece.conv, energy_total=energy, scores=scores)
+        order = order[: rank if self.rule.size is None else len(s)]
+        directions = _picked(first(int(order.max()) + 1 if len(order) else 0), order)
+        return Spectrum(svd=_host(directions), energy=energy, note=note, scores=scores), rank
 
 
 def _first(found: Svd, rank: int) -> Svd:
     return Svd(u=found.u[:, :rank], s=found.s[:rank], v=found.v[:, :rank])
 
 
+def _picked(found: Svd, order: Tensor) -> Svd:
+    """Return some of the directions, in an order; all of them as they are where it is theirs."""
+    if torch.equal(order, torch.arange(len(found.s))):
+        return found
+    order = order.to(found.s.device)
+    return Svd(u=found.u[:, order], s=found.s[order], v=found.v[:, order])
+
+
 def _host(found: Svd) -> Svd:
     return Svd(u=found.u.float().cpu(), s=found.s.cpu(), v=found.v.float().cpu())
+
+
+def all_directions(piece: Piece, *, compute: Compute) -> Svd:
+    """Return what a score chooses from: all directions of factors, the leading ones of a matrix."""
+    # A budget is spent over all layers at once, so each gives all of its directions.
+    solve = _Solver(rule=RankRule(size=1), compute=compute, method="auto")
+    return solve(replace(piece, scorer=None))[0].svd
 
 
 def _local(
@@ -260,7 +309,7 @@ def _global(
         )
     ]
     ranks = ranks_for_size(
-        {p.module: s.svd.s for p, s in zip(pieces, solved, strict=True)},
+        {p.module: s.worth for p, s in zip(pieces, solved, strict=True)},
         {piece.module: piece.bytes_a_rank * itemsize for piece in pieces},
         solve.rule.size or 0,
         overhead={piece.module: KEY_OVERHEAD for piece in pieces},
@@ -293,4 +342,14 @@ def _row(piece: Piece, spectrum: Spectrum, rank: int) -> Row:
         energy=energy,
         error=error,
         note=spectrum.note,
+        score_kept=_score(spectrum, rank - 1),
+        score_cut=_score(spectrum, rank),
     )
+
+
+def _score(spectrum: Spectrum, place: int) -> float | None:
+    """Return a direction's score, None where there is none or it is infinite."""
+    if spectrum.scores is None or not 0 <= place < len(spectrum.scores):
+        return None
+    score = float(spectrum.scores[place])
+    return score if math.isfinite(score) else None

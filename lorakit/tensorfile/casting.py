@@ -26,7 +26,7 @@ def cast(tensor: Tensor, dtype: str, key: str) -> Tensor:
         NumericsError: a value is NaN or infinite, or does not fit the dtype.
     """
     result = _round(tensor, dtype, key)
-    if not _is_finite(result):
+    if not is_finite(result):
         raise NumericsError(_explain(tensor, dtype, key))
     return result
 
@@ -54,7 +54,7 @@ def stored(source: TensorSource, key: str) -> Tensor:
     root = root_of(source)
     if root is source and result.dtype == value.dtype:
         return result
-    if not _is_finite(result):
+    if not is_finite(result):
         origin = value if root is source else root.get(key)
         if not torch.equal(_odd(result), _odd(origin)):
             raise NumericsError(f"{source.name}: {_explain(value, spec.dtype, key)}")
@@ -91,7 +91,8 @@ def _largest(value: Tensor) -> float:
     return largest if largest == largest else float("inf")
 
 
-def _is_finite(value: Tensor) -> bool:
+def is_finite(value: Tensor) -> bool:
+    """Tell whether no value is NaN or infinite."""
     if not (value.is_floating_point() or value.is_complex()):
         return True
     if value.is_complex():
@@ -106,7 +107,7 @@ def _odd(value: Tensor) -> Tensor:
 
 def _explain(tensor: Tensor, dtype: str, key: str) -> str:
     wide = tensor.float() if tensor.element_size() == 1 else tensor
-    if not _is_finite(wide):
+    if not is_finite(wide):
         count = int(_odd(wide).sum())
         return (
             f"{key}: expected finite values, found {count} that are NaN or infinite; check the "

@@ -15,11 +15,13 @@ from lorakit.tensorfile.streaming import laid_out, plan
 RECIPE_KEY = "lorakit.recipe"
 MODEL_HASH = "sshs_model_hash"
 LEGACY_HASH = "sshs_legacy_hash"
+SPEC_HASH = "modelspec.hash_sha256"
+HASHES = (MODEL_HASH, LEGACY_HASH, SPEC_HASH)
 DYNAMIC = "Dynamic"
 
 _WINDOW = range(0x100000, 0x100000 + 0x10000)
 _BLOCK = 2**20
-_STALE = ("modelspec.hash_sha256", "modelspec.date", RECIPE_KEY)
+_STALE = (SPEC_HASH, "modelspec.date", RECIPE_KEY)
 # Arguments of LyCORIS and kohya that describe ranks and adapter types, which are other ones now.
 _STALE_ARGS = frozenset(
     (

@@ -15,10 +15,13 @@ from tests.helpers import dense, metadata_of, ran, run, tensors_of, weighted, wo
 
 REPORT_KEYS = {
     "schema", "command", "totals", "rows", "unmatched", "dropped", "lost", "notes", "output",
-    "output_bytes", "verified", "plan",
+    "output_bytes", "verified", "plan", "scoring", "analysis",
 }  # fmt: skip
 TOTAL_KEYS = {"layers", "norm", "energy", "error", "rank_before", "rank_after"}
-ROW_KEYS = {"module", "block", "rank_before", "rank_after", "norm", "energy", "error", "note"}
+ROW_KEYS = {
+    "module", "block", "rank_before", "rank_after", "norm", "energy", "error", "note",
+    "score_kept", "score_cut",
+}  # fmt: skip
 
 
 def commands(base: Path, tuned: Path, lora: Path) -> dict[str, list[object]]:
@@ -105,7 +108,9 @@ def test_the_metadata_is_true_of_the_file(sd15_lora: Path, tmp_path: Path) -> No
     recipe = json.loads(metadata["lorakit.recipe"])
     hashed = metadata_of(sd15_lora)["sshs_model_hash"]
     assert recipe["command"] == "resize" and recipe["options"]["rank"] == 2
-    assert recipe["inputs"] == [{"lora": sd15_lora.name, "sha256": hashed, "strength": "1"}]
+    (given,) = recipe["inputs"]
+    assert len(given.pop("header")) == 64
+    assert given == {"lora": sd15_lora.name, "sha256": hashed, "strength": "1"}
 
 
 def test_no_metadata_leaves_the_hashes_alone(sd15_lora: Path, tmp_path: Path) -> None:
