@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from lorakit.errors import FileFormatError, NumericsError
-from lorakit.linalg.factored import Factors
+from lorakit.linalg.factored import Factors, Framed
 from lorakit.linalg.rounding import rounded_add, rounded_sum, rounded_tiles
 from lorakit.linalg.rounding8 import rounded8_add, rounded8_sum
-from lorakit.linalg.tiles import Change, dense
+from lorakit.linalg.tiles import Change, Tiled, dense
 from lorakit.names.architectures import Target
 from lorakit.names.checkpoints import BIAS, CheckpointIndex, index_checkpoint
 from lorakit.tensorfile.header import Extent, Spec
 from lorakit.tensorfile.quantised import dequantised
 from lorakit.tensorfile.source import TensorSource, torch_dtype
 
+Addition = Factors | Tensor | Tiled
+"""A ΔW as it is added."""
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
@@ -144,7 +146,7 @@ class Addend:
     dense: bool = False
     change: Callable[[Tensor | None], Change]
 
-    def on(self, tensor: Tensor) -> Change:
+    def on(self, tensor: Tensor) -> Addition:
         """Return what is added to these rows of the unchanged tensor, as they lie there."""
         base = None
         if self.needs_base:
@@ -152,6 +154,8 @@ class Addend:
             base = place.reshape(len(place), -1).float()
             base = swapped(base) if self.swap else base
         change = self.change(base)
+        if isinstance(change, Framed):
+            change = change.factors()
         if not self.swap:
             return change
         if isinstance(change, Factors):
@@ -285,7 +289,7 @@ def stored_specs(applied: Applied, dtype: str | None) -> dict[str, Spec]:
     }
 
 
-def _stored_sum(value: Tensor, change: Change, stored: torch.dtype) -> Tensor:
+def _stored_sum(value: Tensor, change: Addition, stored: torch.dtype) -> Tensor:
     flat = value.reshape(value.shape[0], math.prod(value.shape[1:]))
     device = value.device
     if stored.itemsize < 2:

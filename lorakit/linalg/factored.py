@@ -1,7 +1,7 @@
 """Exact linear algebra of up @ down, which is never formed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +49,10 @@ class Svd:
     u: Tensor
     s: Tensor
     v: Tensor
+
+
+Turn = Callable[[Tensor], Tensor]
+"""Turns directions of a core [a, k] into those of the matrix [m, k]."""
 
 
 def join(parts: Sequence[Factors]) -> Factors:
@@ -123,23 +127,23 @@ class Decomposition:
 
     Args:
         s: all of them, [k] in fp64, descending.
-        left: what turns the core's directions into those of `up`.
+        left: turns the core's directions into those of `up`.
         right: likewise of `down`.
         cores: the core's directions, [r, k] each in fp64.
         like: gives the dtype and the device of the directions.
     """
 
     s: Tensor
-    left: "Side"
-    right: "Side"
+    left: "Turn"
+    right: "Turn"
     cores: tuple[Tensor, Tensor]
     like: Tensor
 
     def first(self, rank: int) -> Svd:
         """Return the leading directions; to turn them all would cost as much as the core."""
         u, v = (
-            side.turned(core[:, :rank]).to(self.like.device, self.like.dtype)
-            for side, core in zip((self.left, self.right), self.cores, strict=True)
+            turn(core[:, :rank]).to(self.like.device, self.like.dtype)
+            for turn, core in zip((self.left, self.right), self.cores, strict=True)
         )
         u, v = fixed_signs(u, v)
         return Svd(u=u, s=self.s[:rank].to(self.like.device), v=v)
@@ -176,7 +180,44 @@ def decomposed(factors: Factors) -> Decomposition:
     """
     left, right = reduced(_double(factors.up)), reduced(_double(factors.down).T)
     u, s, v = core_svd((left.core * (left.lengths * right.lengths)) @ right.core.T)
-    return Decomposition(s=s, left=left, right=right, cores=(u, v), like=factors.up)
+    return Decomposition(s=s, left=left.turned, right=right.turned, cores=(u, v), like=factors.up)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Framed:
+    """A matrix [m, n] = left @ core @ right.T between two orthonormal bases, which are not made.
+
+    Its singular directions are those of the small core, turned.
+
+    Args:
+        shape: (m, n).
+        core: [a, b] in fp64.
+        left: turns [a, k] into [m, k].
+        right: turns [b, k] into [n, k].
+    """
+
+    shape: tuple[int, int]
+    core: Tensor
+    left: "Turn"
+    right: "Turn"
+
+    @property
+    def rank(self) -> int:
+        """The smaller side of the core, an upper bound of the rank."""
+        return min(self.core.shape)
+
+    def factors(self) -> Factors:
+        """Return the matrix as factors, whose rank is the smaller side of the core."""
+        rows, columns = self.core.shape
+        one = torch.eye(min(rows, columns), dtype=self.core.dtype)
+        if rows <= columns:
+            return Factors(up=self.left(one), down=self.right(self.core.T).T)
+        return Factors(up=self.left(self.core), down=self.right(one).T)
+
+    def decomposed(self) -> Decomposition:
+        """Return the singular values, and what the directions are made of."""
+        u, s, v = core_svd(self.core)
+        return Decomposition(s=s, left=self.left, right=self.right, cores=(u, v), like=self.core)
 
 
 def core_svd(core: Tensor) -> tuple[Tensor, Tensor, Tensor]:

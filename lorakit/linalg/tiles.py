@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lorakit.linalg.factored import Factors, norm
+from lorakit.linalg.factored import Factors, Framed, norm
 from lorakit.linalg.factored import dense as product
 
 Place = tuple[slice, slice]
@@ -37,8 +37,8 @@ class Tiled:
         return places(self.shape, self.sides)
 
 
-Change = Factors | Tensor | Tiled
-"""A ΔW: as factors, as a matrix [out, in · kh · kw], or made a tile at a time."""
+Change = Factors | Framed | Tensor | Tiled
+"""A ΔW: as factors, as a core between bases, as a matrix [out, in · kh · kw], or made by tiles."""
 
 
 def sides_of(shape: tuple[int, int], *, whole_rows: bool = False) -> tuple[int, int]:
@@ -63,6 +63,8 @@ def places(shape: tuple[int, int], sides: tuple[int, int]) -> Iterator[Place]:
 
 def part(change: Change, place: Place) -> Tensor:
     """Return what a ΔW is at a place; of a `Tiled` only one of its own tiles."""
+    if isinstance(change, Framed):
+        change = change.factors()
     if isinstance(change, Factors):
         return change.up[place[0]] @ change.down[:, place[1]]
     return change.tile(place) if isinstance(change, Tiled) else change[place]
@@ -70,6 +72,8 @@ def part(change: Change, place: Place) -> Tensor:
 
 def dense(change: Change) -> Tensor:
     """Return a ΔW as one matrix [m, n]."""
+    if isinstance(change, Framed):
+        change = change.factors()
     if isinstance(change, Factors):
         return product(change)
     if isinstance(change, Tensor):
@@ -112,6 +116,8 @@ def multiplied(change: Change, factor: float) -> Change:
         return change
     if isinstance(change, Factors):
         return Factors(up=change.up * factor, down=change.down)
+    if isinstance(change, Framed):
+        return replace(change, core=change.core * factor)
     if isinstance(change, Tensor):
         return change * factor
     tile = change.tile
@@ -122,6 +128,8 @@ def size(change: Change) -> float:
     """Return ‖ΔW‖ (Frobenius), summed in fp64."""
     if isinstance(change, Factors):
         return norm(change)
+    if isinstance(change, Framed):
+        return float(torch.linalg.vector_norm(change.core))
     if isinstance(change, Tensor):
         return float(torch.linalg.vector_norm(change, dtype=torch.float64))
     tiles = (change.tile(place) for place in change.places())

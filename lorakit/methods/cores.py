@@ -1,6 +1,6 @@
 """ΔW in small coordinates: every one of them as a core between two bases that all share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lorakit.linalg.dense import truncated_svd
-from lorakit.linalg.factored import Factors, Side, reduced
+from lorakit.linalg.factored import Factors, Framed, Side, Turn, reduced
 from lorakit.linalg.tiles import Change, Tiled
 from lorakit.linalg.tiles import dense as made
 
@@ -23,22 +23,20 @@ class Cores:
     """Each ΔW [m, n] = left @ core @ right.T, exactly.
 
     Args:
+        shape: (m, n).
         cores: [a, b] each, in fp64.
         left: turns [a, k] into [m, k]; its columns are orthonormal.
         right: turns [b, k] into [n, k].
     """
 
+    shape: tuple[int, int]
     cores: tuple[Tensor, ...]
-    left: Callable[[Tensor], Tensor]
-    right: Callable[[Tensor], Tensor]
+    left: Turn
+    right: Turn
 
-    def spread(self, core: Tensor) -> Factors:
-        """Return left @ core @ right.T as factors, whose rank is the smaller side of the core."""
-        rows, columns = core.shape
-        one = torch.eye(min(rows, columns), dtype=core.dtype)
-        if rows <= columns:
-            return Factors(up=self.left(one), down=self.right(core.T).T)
-        return Factors(up=self.left(core), down=self.right(one).T)
+    def spread(self, core: Tensor) -> Framed:
+        """Return left @ core @ right.T."""
+        return Framed(shape=self.shape, core=core, left=self.left, right=self.right)
 
 
 def cores_of(changes: Sequence[Change]) -> Cores:
@@ -65,6 +63,7 @@ def cores_of(changes: Sequence[Change]) -> Cores:
     us, vs = directions(units), directions([core.T for core in units])
     cores = [us.T @ core @ vs for core in raw]
     return Cores(
+        shape=factors[0].shape,
         cores=tuple(cores[place] for place in places),
         left=_turning(left, us),
         right=_turning(right, vs),
@@ -97,7 +96,7 @@ def spans(factors: Sequence[Factors]) -> list[slice]:
     return [slice(end - f.rank, end) for end, f in zip(ends, factors, strict=True)]
 
 
-def _turning(side: Side, basis: Tensor) -> Callable[[Tensor], Tensor]:
+def _turning(side: Side, basis: Tensor) -> Turn:
     return lambda core: side.turned(basis @ core)
 
 
@@ -130,6 +129,8 @@ def nothing(shape: tuple[int, int]) -> Factors:
 
 def as_factors(change: Change) -> Factors:
     """Return a ΔW as factors: a matrix by its singular directions that are no rounding."""
+    if isinstance(change, Framed):
+        return change.factors()
     if isinstance(change, Factors):
         return change
     matrix = made(change) if isinstance(change, Tiled) else change

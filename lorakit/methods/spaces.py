@@ -14,7 +14,7 @@ from lorakit.methods.delta import Delta
 Act = Callable[[Sequence[Delta]], Change]
 
 
-def in_core(deltas: Sequence[Delta], act: Act) -> Factors:
+def in_core(deltas: Sequence[Delta], act: Act) -> Change:
     """Let a method act on small cores: each ΔW between the singular bases of all of them.
 
     Args:
@@ -22,7 +22,7 @@ def in_core(deltas: Sequence[Delta], act: Act) -> Factors:
         act: merges matrices [a, b] of one shape.
 
     Returns:
-        Factors of at most the sum of the ranks: nothing of the result is lost.
+        A core of at most the sum of the ranks: nothing of the result is lost.
 
     Source: see `cores.cores_of`.
     """

@@ -13,7 +13,9 @@ from lorakit.compute import Compute, ordered_map
 from lorakit.errors import AdapterError, LorakitError
 from lorakit.linalg.dense import svd_for_rule
 from lorakit.linalg.factored import (
+    Decomposition,
     Factors,
+    Framed,
     Svd,
     balanced,
     decomposed,
@@ -21,6 +23,7 @@ from lorakit.linalg.factored import (
     numerical_rank,
 )
 from lorakit.linalg.ranks import RankRule, Scorer, choose_rank, kept, ranks_for_size
+from lorakit.linalg.tiles import dense as made
 from lorakit.progress import Progress, silent
 from lorakit.report import Row
 
@@ -52,7 +55,7 @@ class Piece:
     module: str
     block: str
     shape: tuple[int, ...]
-    truth: Callable[[], Factors | Tensor]
+    truth: Callable[[], Factors | Framed | Tensor]
     base: Callable[[], Tensor] | None = None
     rank_before: int | None = None
     rank_bound: int
@@ -154,8 +157,7 @@ def truncate(
 
 
 def _dense(piece: Piece) -> Tensor:
-    truth = piece.truth()
-    return dense(truth) if isinstance(truth, Factors) else truth
+    return made(piece.truth())
 
 
 def _whole_row(piece: Piece, change: Tensor) -> Row:
@@ -221,10 +223,11 @@ class _Solver:
         rule = self.rule
         if rule.exact and piece.capped:
             rule = RankRule(rank=piece.rank_bound)
+        if isinstance(truth, Framed):
+            return self._cut(piece, truth.decomposed(), rule)
         if isinstance(truth, Factors):
-            return self._cut(
-                piece, Factors(up=truth.up.to(device), down=truth.down.to(device)), rule
-            )
+            factors = Factors(up=truth.up.to(device), down=truth.down.to(device))
+            return self._cut(piece, decomposed(factors), rule)
         found = svd_for_rule(
             truth.to(device),
             rule,
@@ -237,11 +240,11 @@ class _Solver:
         first = partial(_first, whole)
         return self._chosen(piece, found.s, found.energy_total, first, rule, found.note)
 
-    def _cut(self, piece: Piece, factors: Factors, rule: RankRule) -> tuple[Spectrum, int]:
+    def _cut(self, piece: Piece, found: Decomposition, rule: RankRule) -> tuple[Spectrum, int]:
         """Choose the rank by the singular values, and make only the directions that are kept."""
-        found = decomposed(factors)
         floor = piece.floor() if piece.floor else None
-        limit = numerical_rank(found.s, factors.shape, reference=floor)
+        shape = piece.shape[0], math.prod(piece.shape[1:])
+        limit = numerical_rank(found.s, shape, reference=floor)
         s = found.s[:limit]
         note = "" if limit else "cancels out"
         return self._chosen(piece, s, float((s**2).sum()), found.first, rule, note)

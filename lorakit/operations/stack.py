@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lorakit.adapters import Adapter
 from lorakit.errors import AdapterError
-from lorakit.linalg.factored import Factors
+from lorakit.linalg.factored import Factors, Framed
 from lorakit.linalg.tiles import Change, Tiled, size
 from lorakit.linalg.tiles import dense as made
 from lorakit.lorafile import LoraFile
@@ -142,7 +142,7 @@ def sum_piece(
         module=module,
         block=block,
         shape=shape,
-        truth=lambda: whole(mix.of(module, parts, read() if read else None, conv=conv)),
+        truth=lambda: _untiled(mix.of(module, parts, read() if read else None, conv=conv)),
         base=base,
         floor=largest if len(parts) > 1 else None,
         rank_before=max(known, default=None),
@@ -152,8 +152,14 @@ def sum_piece(
     )
 
 
+def _untiled(change: Change) -> Factors | Framed | Tensor:
+    return made(change) if isinstance(change, Tiled) else change
+
+
 def whole(change: Change) -> Factors | Tensor:
-    """Return a ΔW that is made by tiles as one matrix."""
+    """Return a ΔW as factors, or as one matrix where it is made by tiles."""
+    if isinstance(change, Framed):
+        return change.factors()
     return made(change) if isinstance(change, Tiled) else change
 
 

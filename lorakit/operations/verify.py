@@ -13,6 +13,7 @@ from lorakit.linalg.factored import Factors, dense, distance
 from lorakit.linalg.tiles import size
 from lorakit.lorafile import LoraFile, load_lora
 from lorakit.operations.pieces import Piece
+from lorakit.operations.stack import whole
 from lorakit.progress import Progress, silent
 from lorakit.report import Report, Verified
 from lorakit.tensorfile.source import torch_dtype
@@ -83,16 +84,16 @@ def rounding_tolerance(dtype: str) -> float:
 
 def _error(piece: Piece, adapter: Adapter) -> float:
     base = piece.base() if adapter.needs_base and piece.base else None
-    truth, found = piece.truth(), adapter.change(base)
+    truth, found = whole(piece.truth()), adapter.change(base)
     if isinstance(truth, Factors) and isinstance(found, Factors):
         return distance(truth, found)
     left = dense(truth) if isinstance(truth, Factors) else truth
-    whole = size(left)
+    norm = size(left)
     if isinstance(found, Factors):
         left = left.addmm(found.up.to(left), found.down.to(left), alpha=-1.0)
     else:
         left = left - found.to(left).reshape(left.shape)
-    return size(left) / whole if whole else 0.0
+    return size(left) / norm if norm else 0.0
 
 
 def _summary(
