@@ -20,6 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(PIP) -e '.[dev,peers]'
+# It pins other versions of what is here already, for things that the tests do not use.
+	$(PIP) --no-deps mergekit
 	touch $(STAMP)
 
 demo: $(STAMP)
