@@ -62,4 +62,4 @@ def lanes(name: str, start: int, count: int) -> np.ndarray:
     steps, skipped = divmod(start, _WORDS_A_STEP * _LANES_A_WORD)
     found.advance(steps)
     words = found.random_raw(-(-(skipped + count) // _LANES_A_WORD))
-    return words.astype("<u8").view("<u2")[skipped : skipped + count]
+    return words.astype("<u8", copy=False).view("<u2")[skipped : skipped + count]

@@ -73,6 +73,11 @@ class Method:
             raise SpecError(f"{self.name} is not elementwise and takes no space.")
         if self.scope == "model" and self.space in ("core", "knots"):
             raise SpecError("scope model trims the elements of ΔW; it acts in the full space only.")
+        if self.scope == "model" and "gamma" in entry.defaults:
+            raise SpecError(
+                f"{self.name} leaves out the outliers of a tensor or of a row, not of the model; "
+                "use scope tensor or row."
+            )
         for field in fields(self):
             taken = field.name in (*_OF_ALL, "space", *entry.defaults)
             if not taken and getattr(self, field.name) is not None:

@@ -1,20 +1,20 @@
-"""Which elements of a matrix are the largest: the exact k-th magnitude, never sorting it whole."""
+"""Which elements of a matrix are kept by their magnitude: the largest, less the very largest."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lorakit.linalg.factored import Factors
 from lorakit.linalg.tiles import Place
-
-Tiles = Callable[[], Iterator[tuple[Place, Tensor]]]
-"""Makes the magnitudes of a matrix again, tile by tile, with the same bits each time."""
-_SMALL = 2**20
-"""Elements that may be held at once."""
-_DEVIATIONS = 5.0
-_BINS = 1024
+from lorakit.methods.method import Method
+from lorakit.methods.sampling import sample_of
+from lorakit.methods.selection import Sample, Threshold, thresholds
+from lorakit.methods.stacking import Grid, Thin, Tiles, magnitudes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,135 +24,146 @@ class Cut:
     Args:
         value: the smallest magnitude that is kept.
         last: the position of the last one that equals it and is kept; None: all of them are.
+        columns: of the whole matrix.
     """
 
     value: float
     last: int | None = None
+    columns: int = 1
 
-    def keeps(self, magnitude: Tensor, place: Place, columns: int) -> Tensor:
-        """Return which elements of a tile are kept.
+    def kept(self, tile: Tensor, place: Place, *, out: Tensor | None = None) -> Tensor:
+        """Return a part of the matrix with zeros for what is not kept.
 
         Args:
-            magnitude: the tile.
+            tile: the part.
             place: where it lies.
-            columns: of the whole matrix.
+            out: where to write it; may be `tile` itself.
         """
-        if self.last is None:
-            return magnitude >= self.value
-        equal = (magnitude == self.value) & (_positions(magnitude, place, columns) <= self.last)
-        return (magnitude > self.value) | equal
+        # What is no larger than the number below the threshold becomes zero, in one step.
+        kind = tile.numpy().dtype
+        below = float(np.nextafter(np.array(self.value, kind), np.array(0, kind)))
+        if self.value in (0.0, math.inf):
+            return torch.mul(tile, float(self.value == 0.0), out=out)
+        found: Tensor = torch.hardshrink(tile, below, out=out)
+        if self.last is not None:
+            self._drop_equal(found.numpy(), place)
+        return found
+
+    def _drop_equal(self, tile: np.ndarray, place: Place) -> None:
+        row, column = divmod(self.last or 0, self.columns)
+        first = max(0, row - place[0].start)
+        equal = np.abs(tile[first:]) == self.value
+        if place[0].start <= row < place[0].stop:
+            equal[0, : max(0, column + 1 - place[1].start)] = False
+        tile[first:].flat[np.flatnonzero(equal)] = 0.0
 
 
 NOTHING, EVERYTHING = Cut(value=math.inf), Cut(value=0.0)
 
 
-def largest(tiles: Tiles, count: int, *, shape: tuple[int, int], sample: Tensor) -> Cut:
-    """Find the `count` largest magnitudes of a matrix [m, n]; of equal ones the first come first.
+def largest(
+    tiles: Tiles, counts: tuple[int, ...], *, shape: tuple[int, int], sample: Sample
+) -> list[Cut]:
+    """Find the largest magnitudes of a matrix [m, n]; of equal ones the first come first.
 
     Args:
         tiles: makes the magnitudes.
-        count: how many are kept.
+        counts: how many are kept, one a cut.
         shape: (m, n).
-        sample: some of the magnitudes, spread over the matrix.
+        sample: draws some of the magnitudes, spread over the matrix.
     """
     whole = shape[0] * shape[1]
-    if count <= 0:
-        return NOTHING
-    if count >= whole:
-        return EVERYTHING
-    value, quota, equal = threshold(tiles, count, whole=whole, sample=sample)
+    ranks = tuple(count for count in counts if 0 < count < whole)
+    found = iter(thresholds(tiles, ranks, whole=whole, sample=sample) if ranks else ())
+    return [
+        _cut(tiles, next(found), shape) if 0 < count < whole else (EVERYTHING if count else NOTHING)
+        for count in counts
+    ]
+
+
+def _cut(tiles: Tiles, at: Threshold, shape: tuple[int, int]) -> Cut:
     # Zeros are the same kept or not.
-    if quota == equal or value == 0.0:
-        return Cut(value=value)
-    return Cut(value=value, last=_last(tiles, value, quota, shape[1]))
+    if at.quota == at.equal or at.value == 0.0:
+        return Cut(value=at.value)
+    found = _row_by_row(tiles, at, shape) if at.places is None else _listed(at, at.places, shape[1])
+    return Cut(value=at.value, last=found, columns=shape[1])
 
 
-def threshold(tiles: Tiles, count: int, *, whole: int, sample: Tensor) -> tuple[float, int, int]:
-    """Find the magnitude that `count` elements reach.
+def _listed(at: Threshold, places: Sequence[tuple[Place, np.ndarray]], columns: int) -> int:
+    """Return the position of the last of the equal elements that are kept, from where they are."""
+    found = []
+    for (rows, across), inside in places:
+        row, column = np.divmod(inside.astype(np.int64), across.stop - across.start)
+        found.append((row + rows.start) * columns + column + across.start)
+    return int(np.partition(np.concatenate(found), at.quota - 1)[at.quota - 1])
 
-    A sample brackets it; one pass counts what lies above the bracket and collects the little inside
-    it, in which the threshold is found exactly. Where the sample misled, the bracket is narrowed by
-    counting instead.
+
+def _row_by_row(tiles: Tiles, at: Threshold, shape: tuple[int, int]) -> int:
+    """Return the same where they are too many: find the row, then the element in it."""
+    equal = np.zeros(shape[0], dtype=np.int64)
+    for place, tile in tiles():
+        equal[place[0]] += np.count_nonzero(tile.numpy() == at.value, axis=1)
+    reached = np.cumsum(equal)
+    row = int(np.searchsorted(reached, at.quota))
+    left = at.quota - int(reached[row] - equal[row])
+    found = [
+        np.flatnonzero(tile[row - place[0].start].numpy() == at.value) + place[1].start
+        for place, tile in tiles()
+        if place[0].start <= row < place[0].stop
+    ]
+    return row * shape[1] + int(np.concatenate(found)[left - 1])
+
+
+def trimming(change: Factors | Tensor, method: Method, grid: Grid, cut: float | None) -> Thin:
+    """Return what leaves of a matrix the elements that a method keeps.
 
     Args:
-        tiles: makes the magnitudes.
-        count: from 1 to `whole`.
-        whole: how many elements there are.
-        sample: some of the magnitudes.
-
-    Returns:
-        The count-th largest magnitude, how many that equal it are among them, and how many that
-        equal it there are.
+        change: ΔW.
+        method: with every parameter set.
+        grid: the tiles in which ΔW is made.
+        cut: the magnitude that is kept, where it was found over the whole model.
     """
-    found = _selected(tiles, count, _bracket(sample, count / whole, whole))
-    return found or _narrowed(tiles, count)
+    if method.scope == "row":
+        return partial(_thin_rows, numbers(method, grid.shape[1]))
+    if cut is not None:
+        return partial(_thin, Cut(value=cut), NOTHING)
+    count, outliers = numbers(method, grid.shape[0] * grid.shape[1])
+    low, high = largest(
+        magnitudes(change, grid),
+        (count + outliers, outliers),
+        shape=grid.shape,
+        sample=partial(sample_of, change),
+    )
+    return partial(_thin, low, high)
 
 
-def _bracket(sample: Tensor, share: float, whole: int) -> tuple[float, float]:
-    if whole <= _SMALL:
-        return 0.0, math.inf
-    ranked = sample.flatten().sort(descending=True).values
-    middle = share * len(ranked)
-    spread = _DEVIATIONS * math.sqrt(max(middle * (1 - share), 1.0)) + 1
-    first, last = math.floor(middle - spread), math.ceil(middle + spread)
-    high = float(ranked[first]) if first >= 0 else math.inf
-    return (float(ranked[last]) if last < len(ranked) else 0.0), high
+def _thin(low: Cut, high: Cut, tile: Tensor, place: Place) -> None:
+    # A number less itself is exactly zero.
+    outliers = None if high is NOTHING else high.kept(tile, place)
+    if low is not EVERYTHING:
+        low.kept(tile, place, out=tile)
+    if outliers is not None:
+        tile.sub_(outliers)
 
 
-def _selected(
-    tiles: Tiles, count: int, bracket: tuple[float, float]
-) -> tuple[float, int, int] | None:
-    """Return the threshold, how many that equal it are kept, and how many there are."""
-    low, high = bracket
-    above, held, inside = 0, 0, []
-    for _, tile in tiles():
-        over = tile >= high
-        above += int(torch.count_nonzero(over))
-        found = tile[(tile >= low).logical_xor_(over)] if low < high else tile[:0].flatten()
-        held += len(found)
-        if held > _SMALL:
-            return None
-        inside.append(found)
-    rank = count - above
-    if not 0 < rank <= held:
-        return None
-    values = torch.cat(inside)
-    value = values.kthvalue(held - rank + 1).values
-    more, equal = (int(torch.count_nonzero(t)) for t in (values > value, values == value))
-    return float(value), rank - more, equal
+def numbers(method: Method, whole: int) -> tuple[int, int]:
+    """Return how many elements are kept, and how many of the largest are left out.
+
+    Fewer outliers are left out where the density would not be reached else.
+
+    Args:
+        method: with every parameter set.
+        whole: how many elements there are.
+    """
+    least = 0 if method.flavor == "peft" else 1
+    count = max(least, int((method.density or 1.0) * whole))
+    return count, min(int((method.gamma or 0.0) * whole), whole - count)
 
 
-def _narrowed(tiles: Tiles, count: int) -> tuple[float, int, int]:
-    """Find the threshold by counting in ever finer ranges of the numbers' bits."""
-    kind = next(tile.dtype for _, tile in tiles())
-    bits = torch.int64 if kind == torch.float64 else torch.int32
-    low, high = 0, int(torch.tensor(math.inf, dtype=kind).view(bits))
-    above = 0
-    while True:
-        step = max(1, -(-(high - low) // _BINS))
-        counts = torch.zeros(_BINS, dtype=torch.int64)
-        for _, tile in tiles():
-            # Magnitudes are ordered as their bits are.
-            place = tile.contiguous().view(bits).flatten().long() - low
-            place = place[(place >= 0) & (place < high - low)] // step
-            counts += torch.bincount(place, minlength=_BINS)
-        sums = above + counts.flip(0).cumsum(0)
-        index = _BINS - 1 - int((sums < count).sum())
-        above = int(sums[_BINS - 1 - index] - counts[index])
-        low, high = low + index * step, min(high, low + (index + 1) * step)
-        if high - low <= 1:
-            value = float(torch.tensor(low, dtype=bits).view(kind))
-            return value, count - above, int(counts[index])
-
-
-def _last(tiles: Tiles, value: float, quota: int, columns: int) -> int:
-    found = [_positions(tile, place, columns)[tile == value] for place, tile in tiles()]
-    return int(torch.cat(found).kthvalue(quota).values)
-
-
-def _positions(tile: Tensor, place: Place, columns: int) -> Tensor:
-    rows = torch.arange(place[0].start, place[0].start + tile.shape[0])
-    return rows[:, None] * columns + torch.arange(place[1].start, place[1].start + tile.shape[1])
+def _thin_rows(counts: tuple[int, int], tile: Tensor, place: Place) -> None:
+    del place
+    count, outliers = counts
+    tile.mul_(largest_of_rows(tile.abs(), outliers, count))
 
 
 def largest_of_rows(magnitude: Tensor, first: int, count: int) -> Tensor:
@@ -163,6 +174,20 @@ def largest_of_rows(magnitude: Tensor, first: int, count: int) -> Tensor:
         first: how many of the largest are left out.
         count: how many are kept.
     """
-    order = magnitude.sort(dim=1, descending=True, stable=True).indices
-    keeps = torch.zeros(magnitude.shape, dtype=torch.bool)
-    return keeps.scatter_(1, order[:, first : first + count], True)
+    values = magnitude.numpy()
+    keeps = _first_of_rows(values, first + count)
+    if first:
+        keeps &= ~_first_of_rows(values, first)
+    return torch.from_numpy(keeps)
+
+
+def _first_of_rows(values: np.ndarray, count: int) -> np.ndarray:
+    columns = values.shape[1]
+    if not 0 < count < columns:
+        return np.full(values.shape, count > 0)
+    least = np.partition(values, columns - count, axis=1)[:, columns - count, None]
+    keeps: np.ndarray = values >= least
+    for row in np.flatnonzero(np.count_nonzero(keeps, axis=1) > count):
+        surplus = int(np.count_nonzero(keeps[row])) - count
+        keeps[row, np.flatnonzero(values[row] == least[row])[-surplus:]] = False
+    return keeps

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from lorakit.linalg.masks import lanes
 from lorakit.linalg.tiles import Place, places
-from lorakit.methods import trimming
+from lorakit.methods import selection
 from lorakit.methods.dropping import LEVELS, dropped, dropped_by_rank, mask_name
-from lorakit.methods.trimming import EVERYTHING, NOTHING, largest, largest_of_rows, threshold
+from lorakit.methods.selection import thresholds
+from lorakit.methods.trimming import EVERYTHING, NOTHING, largest, largest_of_rows
 
 GOLDEN = [34508, 63087, 8381, 63750, 25579, 41518, 5387, 41987]
 FAR = [28146, 10028, 14609, 47540, 23183]
@@ -58,12 +59,11 @@ def tiled(x: Tensor, sides: tuple[int, int]) -> Iterator[tuple[Place, Tensor]]:
 
 def kept(x: Tensor, count: int, sides: tuple[int, int], sample: Tensor | None = None) -> Tensor:
     shape = (x.shape[0], x.shape[1])
-    cut = largest(
-        lambda: tiled(x, sides), count, shape=shape, sample=x.abs() if sample is None else sample
-    )
+    found = x.abs() if sample is None else sample
+    (cut,) = largest(lambda: tiled(x, sides), (count,), shape=shape, sample=lambda: found)
     mask = torch.zeros(shape, dtype=torch.bool)
     for place, tile in tiled(x, sides):
-        mask[place] = cut.keeps(tile, place, shape[1])
+        mask[place] = cut.kept(tile, place) > 0
     return mask
 
 
@@ -92,13 +92,13 @@ def test_the_largest_are_exactly_as_many_and_the_first_of_equals(
     generator = torch.Generator().manual_seed(seed)
     x = torch.randint(-levels, levels + 1, (rows, columns), generator=generator).to(kind)
     count = int(share * x.numel())
-    before, trimming._SMALL = trimming._SMALL, 1 if small else trimming._SMALL
+    before, selection._SMALL = selection._SMALL, 1 if small else selection._SMALL
     try:
         found, expected = kept(x, count, sides), wanted(x, count)
     finally:
-        trimming._SMALL = before
+        selection._SMALL = before
     # A zero that is kept or dropped is zero.
-    assert torch.equal(found & (x != 0), expected & (x != 0))
+    assert torch.equal(found, expected & (x != 0))
 
 
 @pytest.mark.parametrize("sample", ["true", "zeros", "huge", "one"])
@@ -106,7 +106,7 @@ def test_the_largest_are_exactly_as_many_and_the_first_of_equals(
 def test_a_sample_that_misleads_costs_time_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, sample: str, share: float
 ) -> None:
-    monkeypatch.setattr(trimming, "_SMALL", 500)
+    monkeypatch.setattr(selection, "_SMALL", 500)
     x = torch.randn(120, 90, generator=torch.Generator().manual_seed(1))
     samples = {
         "true": x.abs(),
@@ -122,20 +122,19 @@ def test_a_sample_that_misleads_costs_time_and_nothing_else(
 def test_a_constant_matrix_keeps_its_first_elements(
     monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    monkeypatch.setattr(trimming, "_SMALL", 10)
+    monkeypatch.setattr(selection, "_SMALL", 10)
     x = torch.full((20, 30), value)
     found = kept(x, 77, (6, 7))
-    assert bool(found.all()) if value == 0 else torch.equal(found, wanted(x, 77))
+    assert torch.equal(found, wanted(x, 77) & (x != 0))
 
 
 def test_nothing_and_everything() -> None:
     x = torch.randn(4, 5)
     place = (slice(0, 4), slice(0, 5))
-    assert not NOTHING.keeps(x.abs(), place, 5).any()
-    assert EVERYTHING.keeps(x.abs(), place, 5).all()
-    assert threshold(lambda: tiled(x, (2, 2)), 20, whole=20, sample=x.abs())[0] == float(
-        x.abs().min()
-    )
+    assert not NOTHING.kept(x, place).any()
+    assert torch.equal(EVERYTHING.kept(x, place), x)
+    (last,) = thresholds(lambda: tiled(x, (2, 2)), (20,), whole=20, sample=x.abs)
+    assert last.value == float(x.abs().min())
 
 
 def test_fp16_values_have_many_equals() -> None:
