@@ -223,8 +223,8 @@ def _one(values: Iterable[float | None]) -> float | None:
 def _source(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], place: Path) -> DictSource:
     specs = DictSource(tensors).specs
     ordered = {key: tensors[key] for key in save_order(specs)}
-    plain = DictSource(ordered, name=str(place))
-    return DictSource(ordered, with_hashes(plain, metadata), name=str(place))
+    plain = DictSource(ordered, name=str(place), lent=True)
+    return DictSource(ordered, with_hashes(plain, metadata), name=str(place), lent=True)
 
 
 def _save_peft(place: Path, lora: LoraFile, output: Output) -> Written:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lorakit.adapters.checks import alpha_tensor, check_values, number
 from lorakit.errors import AdapterError
-from lorakit.linalg.factored import Factors
+from lorakit.linalg.factored import Factors, double
 
 ROLES = ("up", "down", "mid", "alpha")
 
@@ -61,8 +61,8 @@ class Lora:
     def change(self, base: Tensor | None = None) -> Factors:
         """Return ΔW as fp64 factors [out, rank] and [rank, in · kh · kw], the scale folded in."""
         del base
-        up = self.up.flatten(1).double() * self.scale
-        down = self.down.flatten(1).double()
+        up, down = double(self.up.flatten(1)), double(self.down.flatten(1))
+        up = up if self.scale == 1.0 else up * self.scale
         if self.mid is not None:
             down = torch.einsum("mn...,ni->mi...", self.mid.double(), down).flatten(1)
         return Factors(up=up, down=down)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,17 +15,21 @@ from lorakit.cli._inputs import (
     lora_specs,
     lora_sum,
     model_spec,
+    name_of,
     open_expression,
     read_presets,
 )
 from lorakit.cli._options import Size, against_option, presets_file_option
+from lorakit.cli._pages import keep_pages
 from lorakit.cli._progress import watching
 from lorakit.cli._sides import is_lora
 from lorakit.errors import SpecError
+from lorakit.names.specs import format_lora
 
 if TYPE_CHECKING:
     from lorakit.cli._inputs import UserPresets
     from lorakit.compute import Compute
+    from lorakit.names.specs import ModelSpec
     from lorakit.operations.comparison import Comparison
 
 
@@ -38,7 +43,7 @@ if TYPE_CHECKING:
 @click.option("--memory", type=Size(), help="Bytes in flight at once, such as 256M or 2G.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="The advice alone, and no progress.")
-@click.option("-v", "--verbose", count=True, help="-vv shows tracebacks.")
+@click.option("-v", "--verbose", count=True, help="A row a layer too; -vv shows tracebacks.")
 @guarded
 def compare(
     *,
@@ -60,7 +65,7 @@ def compare(
     """
     from lorakit.compute import Compute
 
-    del verbose
+    keep_pages()
     presets = read_presets(presets_file)
     compute = Compute.of(device=device, threads=threads, memory=memory)
     kinds = [_is_lora(text) for text in inputs]
@@ -78,7 +83,7 @@ def compare(
     if as_json:
         click.echo(json.dumps(found.as_dict(), sort_keys=True))
     else:
-        show_comparison(found, quiet=quiet)
+        show_comparison(found, quiet=quiet, verbose=verbose)
 
 
 def _is_lora(text: str) -> bool:
@@ -114,6 +119,20 @@ def _models(
 ) -> "Comparison":
     from lorakit.operations.compare_models import compare_models
 
-    sources = [open_expression(model_spec(text), presets=presets)[0] for text in inputs]
+    specs = [model_spec(text) for text in inputs]
+    sources = [open_expression(spec, presets=presets)[0] for spec in specs]
+    names = [_named(spec) for spec in specs]
     with watching(quiet=quiet) as progress:
-        return compare_models(sources, compute=compute, progress=progress)
+        return compare_models(sources, names=names, compute=compute, progress=progress)
+
+
+def _named(spec: "ModelSpec") -> str:
+    """Return what to call a model: its path, or its name and those of the LoRAs on it."""
+    if not spec.loras:
+        return spec.path
+    loras = [format_lora(replace(lora, path=_stem(lora.path))) for lora in spec.loras]
+    return "+".join([_stem(spec.path), *loras])
+
+
+def _stem(path: str) -> str:
+    return name_of(path).removesuffix(".safetensors")

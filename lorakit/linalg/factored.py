@@ -10,7 +10,8 @@ from torch import Tensor
 _DEPENDENT = 3e4
 _CANCELLED = 1e-10
 _FADING = 1e-5
-_NOISE = 2 * float(torch.finfo(torch.float32).eps)
+NOISE = 2 * float(torch.finfo(torch.float32).eps)
+"""Singular values below this share of the norm are rounding noise of fp32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,6 +66,28 @@ def join(parts: Sequence[Factors]) -> Factors:
     )
 
 
+def weighted(parts: Sequence[tuple[Factors, float]]) -> Factors:
+    """Return Σ strength · up @ down in fp64: the scaled factors side by side.
+
+    Args:
+        parts: products of one shape, and what each is multiplied by.
+    """
+    if len(parts) == 1:
+        return scaled(*parts[0])
+    shape, device = parts[0][0].shape, parts[0][0].up.device
+    rank = sum(part.rank for part, _ in parts)
+    # Each part goes straight to its place: to scale and then to join would copy it twice.
+    up = torch.empty(shape[0], rank, dtype=torch.float64, device=device)
+    down = torch.empty(rank, shape[1], dtype=torch.float64, device=device)
+    start = 0
+    for part, strength in parts:
+        span = slice(start, start + part.rank)
+        torch.mul(double(part.up), strength, out=up[:, span])
+        down[span] = part.down
+        start += part.rank
+    return Factors(up=up, down=down)
+
+
 def scaled(factors: Factors, strength: float) -> Factors:
     """Return strength · up @ down."""
     if strength == 1.0:
@@ -79,15 +102,15 @@ def dense(factors: Factors) -> Tensor:
 
 def inner(a: Factors, b: Factors) -> float:
     """Return ⟨a, b⟩, the sum of the products of the entries, in fp64."""
-    left = _double(a.up).T @ _double(b.up)
-    right = _double(a.down) @ _double(b.down).T
+    left = double(a.up).T @ double(b.up)
+    right = double(a.down) @ double(b.down).T
     return float((left * right).sum())
 
 
 def gram(parts: Sequence[Factors]) -> Tensor:
     """Return the inner products [T, T] of T products, in fp64 on the CPU."""
     whole = join(parts)
-    up, down = _double(whole.up), _double(whole.down)
+    up, down = double(whole.up), double(whole.down)
     products = (up.T @ up) * (down @ down.T)
     owner = torch.repeat_interleave(
         torch.arange(len(parts)), torch.tensor([part.rank for part in parts])
@@ -102,7 +125,7 @@ def norm(factors: Factors) -> float:
 
     Cost: two Gram matrices; two QR where the parts cancel to less than 1e-5 of their size.
     """
-    up, down = _double(factors.up), _double(factors.down).T
+    up, down = double(factors.up), double(factors.down).T
     left, right = up.T @ up, down.T @ down
     lengths = left.diagonal().sqrt(), right.diagonal().sqrt()
     square, bound = float((left * right).sum()), float(lengths[0] @ lengths[1]) ** 2
@@ -139,10 +162,15 @@ class Decomposition:
     cores: tuple[Tensor, Tensor]
     like: Tensor
 
-    def first(self, rank: int) -> Svd:
-        """Return the leading directions; to turn them all would cost as much as the core."""
+    def first(self, rank: int, dtype: torch.dtype | None = None) -> Svd:
+        """Return the leading directions; to turn them all would cost as much as the core.
+
+        Args:
+            rank: how many.
+            dtype: of the directions; that of the factors if left out.
+        """
         u, v = (
-            turn(core[:, :rank]).to(self.like.device, self.like.dtype)
+            turn(core[:, :rank]).to(self.like.device, dtype or self.like.dtype)
             for turn, core in zip((self.left, self.right), self.cores, strict=True)
         )
         u, v = fixed_signs(u, v)
@@ -178,7 +206,7 @@ def decomposed(factors: Factors) -> Decomposition:
     Source: Fukaya et al., CholeskyQR2 (2014), for the accuracy of the Gram matrix.
     Cost: O((m + n) r² + r³).
     """
-    left, right = reduced(_double(factors.up)), reduced(_double(factors.down).T)
+    left, right = reduced(double(factors.up)), reduced(double(factors.down).T)
     u, s, v = core_svd((left.core * (left.lengths * right.lengths)) @ right.core.T)
     return Decomposition(s=s, left=left.turned, right=right.turned, cores=(u, v), like=factors.up)
 
@@ -242,9 +270,7 @@ def fixed_signs(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Turn each pair of directions so that the largest entry of u's column is positive."""
     if not u.numel():
         return u, v
-    # argmax gives the first of equals.
-    places = u.abs().argmax(dim=0, keepdim=True)
-    signs = torch.where(u.gather(0, places) < 0, -1.0, 1.0).to(u.dtype)
+    signs = torch.where(-u.amin(dim=0) > u.amax(dim=0), -1.0, 1.0).to(u.dtype)
     return u * signs, v * signs
 
 
@@ -264,7 +290,7 @@ def numerical_rank(s: Tensor, shape: tuple[int, int], *, reference: float | None
     if not s.numel():
         return 0
     whole = float(torch.linalg.vector_norm(s.double()))
-    floor = _NOISE * max(whole, reference or 0.0)
+    floor = NOISE * max(whole, reference or 0.0)
     return min(int((s.double() > floor).sum()), *shape)
 
 
@@ -274,9 +300,11 @@ def balanced(found: Svd, rank: int) -> Factors:
     return Factors(up=found.u[:, :rank] * root, down=(found.v[:, :rank] * root).T.contiguous())
 
 
-def _double(tensor: Tensor) -> Tensor:
-    # MPS has no fp64.
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+def double(tensor: Tensor) -> Tensor:
+    """Return a tensor in fp64, on the CPU where the device has none."""
+    tensor = tensor.cpu() if tensor.device.type == "mps" else tensor
+    # torch's way from fp16 straight to fp64 takes twice as long as by fp32.
+    return (tensor.float() if tensor.dtype == torch.float16 else tensor).double()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -298,13 +326,18 @@ class Side:
         return directions if self.basis is None else self.basis @ directions
 
 
-def reduced(side: Tensor) -> Side:
-    """Reduce a matrix [d, r] in fp64 to a core, and what turns the core's directions back."""
+def reduced(side: Tensor, products: Tensor | None = None) -> Side:
+    """Reduce a matrix [d, r] in fp64 to a core, and what turns the core's directions back.
+
+    Args:
+        side: [d, r].
+        products: side.T @ side, where it is known already.
+    """
     rows, rank = side.shape
     if rows <= rank:
         lengths = torch.ones(rank, dtype=side.dtype, device=side.device)
         return Side(core=side, lengths=lengths, basis=None, turn=None)
-    products = side.T @ side
+    products = side.T @ side if products is None else products
     lengths = products.diagonal().sqrt()
     found = _by_gram(side, products, lengths) if rank and float(lengths.min()) > 0 else None
     return _by_qr(side, lengths) if found is None else found

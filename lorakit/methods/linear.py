@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lorakit.linalg.factored import Factors, join, scaled
+from lorakit.linalg.factored import Factors, weighted
 from lorakit.methods.delta import Delta
 
 
@@ -22,7 +22,7 @@ def linear(deltas: Sequence[Delta]) -> Factors | Tensor:
     """
     factors = [(d.change, d.strength) for d in deltas if isinstance(d.change, Factors)]
     if len(factors) == len(deltas):
-        return join([scaled(change, strength) for change, strength in factors])
+        return weighted(factors)
     whole = torch.zeros(deltas[0].shape, dtype=torch.float64)
     for delta in deltas:
         change, strength = delta.change, delta.strength

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lorakit.adapters import Adapter
-from lorakit.compute import Compute, one_blas_thread, ordered_map
+from lorakit.compute import Compute, ordered_map
 from lorakit.errors import AdapterError, NumericsError, UnmatchedError
 from lorakit.linalg.factored import decomposed
 from lorakit.linalg.tiles import size
@@ -103,13 +103,11 @@ def measured(
 
 def _loaded(place: Path) -> tuple[LoraFile, tuple[str, ...]]:
     """Read a LoRA without the layers that hold NaN or infinity; return their names too."""
-    # Many threads for each small tensor would wait for the one that hashes.
-    with one_blas_thread():
-        try:
-            return load_lora(place, allow_unmatched=True), ()
-        except NumericsError:
-            odd = odd_modules(place)
-            return load_lora(place, allow_unmatched=True, without=odd), odd
+    try:
+        return load_lora(place, allow_unmatched=True), ()
+    except NumericsError:
+        odd = odd_modules(place)
+        return load_lora(place, allow_unmatched=True, without=odd), odd
 
 
 def _unmatched(lora: LoraFile, model: Model) -> tuple[str, ...]:

@@ -2,35 +2,43 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from lorakit.compute import Compute, ordered_map
 from lorakit.errors import AdapterError, SpecError, UnmatchedError
-from lorakit.linalg.tiles import BLOCK
+from lorakit.linalg.overlap import Angles
+from lorakit.linalg.tiles import BLOCK, distance
+from lorakit.methods.conflict import Conflict, conflict_of, summed_conflict
 from lorakit.models import Model, open_model
 from lorakit.names.blocks import block_of
 from lorakit.names.generic import generic
-from lorakit.operations.compare import Layer, summed
 from lorakit.operations.comparison import Comparison
+from lorakit.operations.stack import flat
+from lorakit.operations.tally import Layer, Subject, summed
 from lorakit.progress import Progress, silent
+from lorakit.report import name_some
 from lorakit.tensorfile.source import TensorSource
 
 
 def compare_models(
     sources: Sequence[TensorSource],
     *,
+    names: Sequence[str] | None = None,
     compute: Compute | None = None,
     progress: Progress = silent,
 ) -> Comparison:
     """Compare models: two by their weights, more by how they differ from the first.
 
     The changes of a fine-tune and of a merge tell whether one is made of the others: the first is
-    their common base. Layers that a LoRA can change are compared, in blocks of rows.
+    their common base. Layers that a LoRA can change are compared, every element of them, in blocks
+    of rows; what else differs is counted and named in the notes.
 
     Args:
         sources: two models or more.
+        names: what to call them; the sources' own names if left out.
         compute: workers, bytes in flight.
         progress: called with (what, done, total).
 
@@ -41,35 +49,34 @@ def compare_models(
     """
     if len(sources) < 2:
         raise SpecError(f"compare needs two models or more, found {len(sources)}; name another.")
+    compute = compute or Compute.of()
     models = [open_model(source) for source in sources]
+    called = tuple(names or (model.source.name for model in models))
     _check(models)
-    held = [{m for m in model.index.layers if model.parts(m)} for model in models]
-    shared = sorted(set.intersection(*held))
-    shared = [m for m in shared if len({model.shape(m) for model in models}) == 1]
-    if not shared:
-        raise UnmatchedError("These models have no layer in common; are they of one architecture?")
+    shared, held = _shared(models)
     layers = []
     jobs = ordered_map(
         partial(_measured, models),
         shared,
-        compute=compute or Compute.of(),
+        compute=compute,
         cost=lambda module: 8 * len(models) * _numel(models[0], module),
     )
-    for done, layer in enumerate(jobs, start=1):
+    for layer in jobs:
         layers.append(layer)
-        progress("layers", done, len(shared))
-    names = tuple(model.source.name for model in models)
+        progress("layers", len(layers), len(shared))
+    others = _others(models, compute=compute, progress=progress)
     changes = len(models) > 2
-    architecture = models[0].index.architecture or generic(shared)
-    only_in = {n: len(h) - len(shared) for n, h in zip(names, held, strict=True)}
-    return summed(
-        "changes" if changes else "models",
-        names[1:] if changes else names,
-        layers,
-        order=architecture.blocks,
-        only_in={n: c for n, c in only_in.items() if c and n in (names[1:] if changes else names)},
-        notes=(f"Changes from {names[0]}, the first model, are compared.",) if changes else (),
+    base = (f"The changes from {called[0]}, the first model, are compared.",) if changes else ()
+    alone = tuple(len(modules) - len(shared) for modules in held)
+    subject = Subject(
+        kind="changes" if changes else "models",
+        names=called[1:] if changes else called,
+        alone=alone[1:] if changes else alone,
+        order=(models[0].index.architecture or generic(shared)).blocks,
+        notes=(*base, *_odd(models, held, called), *_told(others)),
+        others=None if others is None else len(others),
     )
+    return summed(subject, layers)
 
 
 def _check(models: Sequence[Model]) -> None:
@@ -83,25 +90,118 @@ def _check(models: Sequence[Model]) -> None:
             )
 
 
+def _shared(models: Sequence[Model]) -> tuple[list[str], list[frozenset[str]]]:
+    """Return the layers that all models have in one shape, and those of each.
+
+    Raises:
+        UnmatchedError: there is none.
+    """
+    held = [frozenset(m for m in model.index.layers if model.parts(m)) for model in models]
+    both = sorted(frozenset.intersection(*held))
+    shared = [m for m in both if len({flat(model.shape(m)) for model in models}) == 1]
+    if not shared:
+        raise UnmatchedError("These models have no layer in common; are they of one architecture?")
+    return shared, held
+
+
+def _odd(
+    models: Sequence[Model], held: Sequence[frozenset[str]], called: Sequence[str]
+) -> tuple[str, ...]:
+    """Name the layers that are not compared: not all models have them, or in another shape."""
+    both = frozenset.intersection(*held)
+    single = {name: sorted(own - both) for name, own in zip(called, held, strict=True)}
+    notes = [
+        f"{len(alone)} layers of {name} are not in all models: {name_some(alone)}."
+        for name, alone in single.items()
+        if alone
+    ]
+    shapes = [m for m in sorted(both) if len({flat(model.shape(m)) for model in models}) > 1]
+    if shapes:
+        notes.append(f"{len(shapes)} layers differ in shape: {name_some(shapes)}.")
+    return tuple(notes)
+
+
 def _numel(model: Model, module: str) -> int:
     return int(torch.Size(model.shape(module)).numel())
 
 
 def _measured(models: Sequence[Model], module: str) -> Layer:
     weights = [model.stored(module) for model in models]
-    count = len(models) - 1 if len(models) > 2 else 2
-    gram = torch.zeros(count, count, dtype=torch.float64)
     step = max(1, BLOCK // max(1, weights[0].shape[1]))
-    agree, both = torch.zeros_like(gram), torch.zeros_like(gram)
-    for start in range(0, len(weights[0]), step):
-        rows = torch.stack([w[start : start + step].double().flatten() for w in weights])
-        if count < len(models):
-            rows = rows[1:] - rows[0]
-        gram += rows @ rows.T
-        signs = rows.sign()
-        agree += signs @ signs.T
-        both += signs.abs() @ signs.abs().T
-    none: Tensor = torch.zeros_like(gram)
-    conflict = torch.where(both > 0, (1 - agree / both.clamp(min=1)) / 2, none)
-    block = block_of(module, models[0].index.architecture)
-    return Layer(block=block, gram=gram, overlap=none, chance=none, conflict=conflict)
+    starts = range(0, len(weights[0]), step)
+    sums = [_block([weight[start : start + step] for weight in weights]) for start in starts]
+    none = torch.zeros(0, 0, dtype=torch.float64)
+    return Layer(
+        module=module,
+        block=block_of(module, models[0].index.architecture),
+        angles=Angles(
+            gram=torch.stack([gram for gram, _, _ in sums]).sum(dim=0),
+            apart=torch.stack([apart for _, apart, _ in sums]).sum(dim=0),
+            overlap=none,
+            chance=none,
+        ),
+        conflict=summed_conflict([conflict for _, _, conflict in sums]),
+    )
+
+
+def _block(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Conflict]:
+    """Return the inner products of some rows, of two models or of changes, and what else counts."""
+    rows = torch.stack([weight.double().flatten() for weight in weights])
+    if len(weights) > 2:
+        rows = rows[1:] - rows[0]
+    apart = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for i, j in combinations(range(len(rows)), 2):
+        apart[i, j] = apart[j, i] = torch.linalg.vector_norm(rows[i] - rows[j]) ** 2
+    return rows @ rows.T, apart, conflict_of(rows)
+
+
+def _others(
+    models: Sequence[Model], *, compute: Compute, progress: Progress
+) -> tuple[str, ...] | None:
+    """Return the tensors beside the layers that differ between models, or that only some have.
+
+    None where they cannot be compared by name, as the models are in different layouts.
+    """
+    if len({model.index.layout for model in models}) > 1:
+        return None
+    used = {slot.key for model in models for m in model.index.layers if (slot := model.slot(m))}
+    keys = sorted({key for model in models for key in model.source.specs}.difference(used))
+    jobs = ordered_map(
+        partial(_differs, [model.source for model in models]),
+        keys,
+        compute=compute,
+        cost=partial(_cost, models),
+    )
+    found = []
+    for done, (key, differs) in enumerate(zip(keys, jobs, strict=True), start=1):
+        found += [key] if differs else []
+        progress("other tensors", done, len(keys))
+    return tuple(found)
+
+
+def _cost(models: Sequence[Model], key: str) -> int:
+    specs = [model.source.specs.get(key) for model in models]
+    return 8 * sum(spec.numel for spec in specs if spec is not None)
+
+
+def _differs(sources: Sequence[TensorSource], key: str) -> bool:
+    specs = [source.specs.get(key) for source in sources]
+    if len({None if spec is None else spec.shape for spec in specs}) > 1:
+        return True
+    first, *rest = [source.get(key) for source in sources]
+    return any(not _equal(first, other) for other in rest)
+
+
+def _equal(first: Tensor, other: Tensor) -> bool:
+    if first.is_floating_point() and other.is_floating_point():
+        one, two = (t.reshape(len(t) if t.ndim else 1, -1) for t in (first, other))
+        return not one.numel() or distance(one, two) == 0.0
+    return torch.equal(first, other)
+
+
+def _told(others: tuple[str, ...] | None) -> tuple[str, ...]:
+    if others is None:
+        return ("The models are in different layouts: norms and biases were not compared.",)
+    if not others:
+        return ()
+    return (f"{len(others)} tensors beside the layers differ too: {name_some(others)}.",)

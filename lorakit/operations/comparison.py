@@ -8,29 +8,37 @@ from typing import Any
 SCHEMA = 1
 TOTAL = "all"
 Matrix = tuple[tuple[float, ...], ...]
+_EQUAL = 1e-24
+"""Squared distances below this share of the squares are the rounding of fp64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """One block, or all of them together.
+    """One layer, one block, or all of them together.
 
     Args:
         block: its id, or `TOTAL`.
         layers: how many there are.
         gram: [T, T], the inner products of what is compared.
+        apart: [T, T], the squared distances.
         overlap: [T, T], the share of one's directions that lies in the other's, of LoRAs.
         chance: [T, T], what `overlap` is of unrelated LoRAs of these ranks.
-        conflict: [T, T], the share of the elements whose signs disagree, of a sample.
+        conflict: [T, T], the share of the elements whose signs disagree, perhaps of a sample.
+        weighted_conflict: [T, T], the same with each element counted by the product of both.
         energy: what a rank rule keeps of the sum, where one was given.
+        module: which layer it is, where it is one.
     """
 
     block: str
     layers: int
     gram: Matrix
+    apart: Matrix
     overlap: Matrix = ()
     chance: Matrix = ()
     conflict: Matrix = ()
+    weighted_conflict: Matrix = ()
     energy: float | None = None
+    module: str = ""
 
     @property
     def norms(self) -> tuple[float, ...]:
@@ -62,19 +70,18 @@ class Compared:
         )
 
     def _distance(self, i: int, j: int) -> float:
-        if i == j:
+        own, other, square = self.gram[i][i], self.gram[j][j], self.apart[i][j]
+        if square <= _EQUAL * (own + other):
             return 0.0
-        own, other, product = self.gram[i][i], self.gram[j][j], self.gram[i][j]
-        square = max(own + other - 2 * product, 0.0)
-        if own <= 0.0:
-            return math.inf if square else 0.0
-        return math.sqrt(square / own)
+        return math.sqrt(square / own) if own > 0.0 else math.inf
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values; an infinite distance is None."""
         distances = [[d if math.isfinite(d) else None for d in row] for row in self.distances]
         body = asdict(self)
-        del body["gram"]
+        del body["gram"], body["apart"]
+        if not self.module:
+            del body["module"]
         return body | {"norms": self.norms, "cosines": self.cosines, "distances": distances}
 
 
@@ -87,6 +94,7 @@ class Comparison:
         names: what is compared, in order.
         blocks: a row a block.
         total: all together.
+        rows: a row a layer.
         only_in: name -> the layers that not all of them have.
         advice: one plain sentence.
         notes: what else is to be said.
@@ -96,6 +104,7 @@ class Comparison:
     names: tuple[str, ...]
     blocks: tuple[Compared, ...]
     total: Compared
+    rows: tuple[Compared, ...] = ()
     only_in: Mapping[str, int] = field(default_factory=dict)
     advice: str = ""
     notes: tuple[str, ...] = ()
@@ -109,6 +118,7 @@ class Comparison:
             "names": self.names,
             "total": self.total.as_dict(),
             "blocks": [block.as_dict() for block in self.blocks],
+            "rows": [row.as_dict() for row in self.rows],
             "only_in": dict(self.only_in),
             "advice": self.advice,
             "notes": self.notes,

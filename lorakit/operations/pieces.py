@@ -13,6 +13,7 @@ from lorakit.compute import Compute, ordered_map
 from lorakit.errors import AdapterError, LorakitError
 from lorakit.linalg.dense import svd_for_rule
 from lorakit.linalg.factored import (
+    NOISE,
     Decomposition,
     Factors,
     Framed,
@@ -48,6 +49,7 @@ class Piece:
         capped: whether a dense method made the ΔW of factors: without a rank rule it is cut to the
             sum of their ranks.
         floor: ‖·‖ of the largest part that was summed; what cancels below its rounding is noise.
+            Where that is below the number that it is given, a bound below that number will do.
         cost: bytes that one evaluation takes at once.
         scorer: what the singular values are measured by, where a rule or a budget asks for that.
     """
@@ -60,7 +62,7 @@ class Piece:
     rank_before: int | None = None
     rank_bound: int
     capped: bool = False
-    floor: Callable[[], float] | None = None
+    floor: Callable[[float], float] | None = None
     cost: int = 0
     scorer: Scorer | None = None
 
@@ -162,7 +164,7 @@ def _dense(piece: Piece) -> Tensor:
 
 def _whole_row(piece: Piece, change: Tensor) -> Row:
     norm = float(torch.linalg.vector_norm(change, dtype=torch.float64))
-    floor = piece.floor() if piece.floor else 0.0
+    floor = piece.floor(0.0) if piece.floor else 0.0
     gone = norm <= CANCELS * floor
     return Row(
         module=piece.module,
@@ -242,12 +244,14 @@ class _Solver:
 
     def _cut(self, piece: Piece, found: Decomposition, rule: RankRule) -> tuple[Spectrum, int]:
         """Choose the rank by the singular values, and make only the directions that are kept."""
-        floor = piece.floor() if piece.floor else None
         shape = piece.shape[0], math.prod(piece.shape[1:])
+        least = float(found.s[-1]) if len(found.s) else 0.0
+        floor = piece.floor(least / NOISE) if piece.floor else None
         limit = numerical_rank(found.s, shape, reference=floor)
         s = found.s[:limit]
         note = "" if limit else "cancels out"
-        return self._chosen(piece, s, float((s**2).sum()), found.first, rule, note)
+        first = partial(found.first, dtype=torch.float32)
+        return self._chosen(piece, s, float((s**2).sum()), first, rule, note)
 
     def _chosen(
         self,

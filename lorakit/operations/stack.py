@@ -3,9 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
-from lorakit.adapters import Adapter
+from lorakit.adapters import Adapter, Lora
 from lorakit.errors import AdapterError
 from lorakit.linalg.factored import Factors, Framed
 from lorakit.linalg.tiles import Change, Tiled, size
@@ -125,7 +126,10 @@ def sum_piece(
     """
     read = base if needs_base(parts) else None
 
-    def largest() -> float:
+    def largest(enough: float) -> float:
+        bounds = [abs(p.strength) * _bound(p.adapter) for p in parts]
+        if max(bounds) < enough:
+            return max(bounds)
         weight = read() if read else None
         return max(abs(p.strength) * size(p.adapter.change(weight)) for p in parts)
 
@@ -150,6 +154,20 @@ def sum_piece(
         capped=mix.dense and not unranked,
         cost=40 * rows * columns if dense else 40 * (rows + columns) * rank,
     )
+
+
+def _bound(adapter: Adapter) -> float:
+    """Return what ‖ΔW‖ is at the most, where the tensors tell it at once."""
+    if not isinstance(adapter, Lora) or adapter.mid is not None:
+        return math.inf
+    largest = [max(map(abs, _extremes(side))) for side in (adapter.up, adapter.down)]
+    numbers = adapter.up.numel() * adapter.down.numel()
+    return abs(adapter.scale) * math.sqrt(numbers) * math.prod(largest)
+
+
+def _extremes(tensor: Tensor) -> tuple[float, float]:
+    low, high = torch.aminmax(tensor)
+    return float(low), float(high)
 
 
 def _untiled(change: Change) -> Factors | Framed | Tensor:

@@ -106,21 +106,24 @@ class FileSource:
 
 
 class DictSource:
-    """Tensors in memory; `get` returns copies.
+    """Tensors in memory; `get` returns copies, unless they are lent to what only reads them.
 
     Raises:
         FileFormatError: a value is no dense tensor, or safetensors lacks its dtype.
     """
 
-    __slots__ = ("_tensors", "metadata", "name", "specs")
+    __slots__ = ("_lent", "_tensors", "metadata", "name", "specs")
 
     def __init__(
         self,
         tensors: Mapping[str, Tensor],
         metadata: Mapping[str, str] | None = None,
         name: str = "memory",
+        *,
+        lent: bool = False,
     ) -> None:
         self._tensors = dict(tensors)
+        self._lent = lent
         self.name: str = name
         self.metadata: Mapping[str, str] = MappingProxyType(dict(metadata or {}))
         self.specs: Mapping[str, Spec] = MappingProxyType(
@@ -128,8 +131,10 @@ class DictSource:
         )
 
     def get(self, key: str) -> Tensor:
-        """Copy a tensor."""
+        """Copy a tensor, or lend it."""
         tensor = self._tensors[key].detach()
+        if self._lent:
+            return tensor.cpu().contiguous()
         return tensor.clone(memory_format=torch.contiguous_format).cpu()
 
     def extent(self, key: str) -> Extent | None:

@@ -44,13 +44,16 @@ def test_three_loras_and_a_quiet_answer(folder: Path) -> None:
 def test_json_is_one_stable_object(folder: Path) -> None:
     body = ran("compare", "style.safetensors", "character.safetensors")
     assert set(body) == {
-        "schema", "command", "kind", "names", "total", "blocks", "only_in", "advice", "notes",
+        "schema", "command", "kind", "names", "total", "blocks", "rows", "only_in", "advice",
+        "notes",
     }  # fmt: skip
     assert (body["schema"], body["command"], body["kind"]) == (1, "compare", "loras")
     assert set(body["total"]) == {
         "block", "layers", "norms", "cosines", "distances", "overlap", "chance", "conflict",
-        "energy",
+        "weighted_conflict", "energy",
     }  # fmt: skip
+    assert set(body["rows"][0]) == {*body["total"], "module"}
+    assert len(body["rows"]) == body["total"]["layers"]
 
 
 def test_models(folder: Path) -> None:

@@ -248,6 +248,109 @@ def test_what_cannot_be_compared_is_refused() -> None:
 
 
 def test_a_row_of_zeros_has_no_angles() -> None:
-    row = Compared(block="X", layers=1, gram=((0.0, 0.0), (0.0, 4.0)))
+    nothing, four = ((0.0, 0.0), (0.0, 4.0)), ((0.0, 4.0), (4.0, 0.0))
+    row = Compared(block="X", layers=1, gram=nothing, apart=four)
     assert row.norms == (0.0, 2.0) and row.cosines[0][1] == 0.0
     assert row.distances == ((0.0, float("inf")), (1.0, 0.0))
+
+
+# What an earlier version said wrongly
+
+
+def test_all_strengths_of_a_layer_at_zero_leave_it_out_and_all_of_all_are_refused() -> None:
+    some = Strength(unet=1.0, te=0.0)
+    found = compare([(A, some), (B, some)])
+    assert [row.block for row in found.blocks] == ["IN01", "MID"]
+    with pytest.raises(UnmatchedError, match="Every strength is zero"):
+        compare([(A, 0.0), (B, 0.0)])
+
+
+def test_a_lora_at_strength_zero_is_said_to_change_nothing() -> None:
+    assert "b changes nothing at this strength" in compare([(A, 1.0), (B, 0.0)]).advice
+
+
+def test_a_scaled_model_is_not_called_equal() -> None:
+    doubled = {key: 2 * tensor for key, tensor in model(1).items()}
+    found = compare_models([DictSource(model(1)), DictSource(doubled)])
+    assert found.total.cosines[0][1] == pytest.approx(1.0) and "equal" not in found.advice
+    assert found.total.distances[0] == pytest.approx((0.0, 1.0))
+
+
+def test_equal_models_are_called_equal_and_norms_that_differ_are_counted() -> None:
+    norm = "unet/mid_block.resnets.0.norm1.weight"
+    one, other = ({**model(1), norm: torch.full((8,), size)} for size in (1.0, 1.5))
+    same = compare_models([DictSource(one), DictSource(dict(one))])
+    assert same.advice.endswith("are equal in every weight.") and not same.notes
+    near = compare_models([DictSource(one), DictSource(other)])
+    assert "differ in 1 other tensors" in near.advice
+
+
+def test_the_merge_is_named_whatever_the_order() -> None:
+    mix = merged([(A, 0.7), (B, 0.3)], "mix.safetensors")
+    for stack in ([A, B, mix], [A, mix, B], [mix, B, A]):
+        told = compare([(file, 1.0) for file in stack]).advice
+        assert told.startswith("mix is 0.") and told.endswith("a merge of these.")
+
+
+def test_a_copy_is_not_called_a_merge() -> None:
+    told = compare([(A, 1.0), (B, 1.0), (named(A, "again.safetensors"), 1.0)]).advice
+    assert "a and again are nearly the same" in told
+
+
+def test_convolutions_have_a_rank_of_their_own() -> None:
+    place = "lora_unet_mid_block_resnets_0_conv1"
+    generator = torch.Generator().manual_seed(5)
+    files = [
+        load_lora(
+            {
+                f"{place}.lora_up.weight": torch.randn(20, 4, 1, 1, generator=generator),
+                f"{place}.lora_down.weight": torch.randn(4, 10, 3, 3, generator=generator),
+            }
+        )
+        for _ in range(2)
+    ]
+    deltas = [next(iter(flat(file).values())) for file in files]
+    values = torch.linalg.svdvals(deltas[0] + deltas[1]).square()
+    found = compare([(file, 1.0) for file in files], rule=RankRule(rank=5, conv_rank=2)).total
+    assert found.energy == pytest.approx(float(values[:2].sum() / values.sum()), rel=1e-6)
+
+
+def test_the_distance_of_all_but_equal_changes_is_no_rounding() -> None:
+    """The squares cancel: 1e-7 of a norm is 1e-14 of its square."""
+    near = {key: t * (1 + 1e-7) if "up" in key else t for key, t in tensors(1).items()}
+    double = [load_lora({k: t.double() for k, t in part.items()}) for part in (tensors(1), near)]
+    dense_ones = [
+        torch.cat(
+            [
+                (
+                    part[f"{n}.lora_up.weight"].double() @ part[f"{n}.lora_down.weight"].double()
+                ).flatten()
+                for n in PLACES
+            ]
+        )
+        for part in (tensors(1), near)
+    ]
+    expected = float((dense_ones[0] - dense_ones[1]).norm() / dense_ones[0].norm())
+    found = compare([(file, 1.0) for file in double]).total
+    assert found.distances[0][1] == pytest.approx(expected, rel=1e-2)
+    assert compare([(A, 1.0), (A, 1.0)]).total.distances[0][1] == 0.0
+
+
+def test_a_change_without_factors_is_compared_as_it_is() -> None:
+    """A LoHa of full rank: cosines and distances are exact, not those of its leading directions."""
+    place, generator = next(iter(PLACES)), torch.Generator().manual_seed(9)
+    rows, columns = PLACES[place]
+    parts = {
+        f"{place}.hada_{side}_{half}": torch.randn(
+            *((rows, 6) if half == "a" else (6, columns)), generator=generator
+        )
+        for side in ("w1", "w2")
+        for half in ("a", "b")
+    }
+    one = (parts[f"{place}.hada_w1_a"].double() @ parts[f"{place}.hada_w1_b"].double()) * (
+        parts[f"{place}.hada_w2_a"].double() @ parts[f"{place}.hada_w2_b"].double()
+    )
+    other = next(d for m, d in flat(A).items() if "attn1" in m)
+    found = compare([(load_lora(parts), 1.0), (load_lora(tensors(1, only=1)), 1.0)]).total
+    cosine = float((one * other).sum() / one.norm() / other.norm())
+    assert found.cosines[0][1] == pytest.approx(cosine, abs=1e-6)
