@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lorakit.operations.extract import extract
     from lorakit.operations.inspect import inspect
     from lorakit.operations.merge import merge
-    from lorakit.operations.resize import resize
+    from lorakit.operations.resize import resize, yardsticks
     from lorakit.operations.strength import Strength
     from lorakit.operations.subtract import subtract
     from lorakit.report import Report
@@ -53,6 +53,7 @@ _HOMES = {
     "save_lora": "saving",
     "save_model": "saving",
     "subtract": "operations.subtract",
+    "yardsticks": "operations.resize",
 }
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "save_lora",
     "save_model",
     "subtract",
+    "yardsticks",
 ]
 
 

@@ -33,8 +33,8 @@ _SCORES: tuple[Callable[..., Callable[..., None]], ...] = (
         help="What a direction's σ is divided by: spn-ckpt or fro-ckpt, the spectral or Frobenius "
         "norm of the model's layer; subspace, what that layer does along the direction; spn-lora "
         "or fro-lora, a norm of the LoRA's own layer; or several with weights: "
-        "fro-ckpt=0.8,spn-lora=0.2. For --threshold, --size and --rank; with --against the first "
-        "two take fro-ckpt if it is left out.",
+        "fro-ckpt=0.8,spn-lora=0.2. If left out, --threshold and --size take fro-ckpt where "
+        "--against names a model.",
     ),
     click.option(
         "--threshold",
@@ -80,9 +80,9 @@ def resize(
     With several LORA the output is a folder. One rank rule is needed: --rank, --energy, --error,
     --sv-ratio, --sv-sum, --size or --threshold; --rank beside another rule is a cap.
 
-    With --against, --threshold and --size rank directions by what they do to that model: a change
-    counts for little in a layer whose weights are large. --size then goes by the square of
-    σ / reference a byte, over all layers at once.
+    Where --against names a model, --threshold and --size rank directions by what they do to it: a
+    change counts for little in a layer whose weights are large. --size spends bytes where the
+    square of σ / reference is largest a byte, over all layers at once.
     """
     rule = rule if threshold is None else replace(rule, threshold=threshold)
     if rule.exact:

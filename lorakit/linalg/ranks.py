@@ -1,8 +1,9 @@
 """How many directions to keep: the rank rules."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -180,6 +181,21 @@ def kept(s: Tensor, rank: int, *, energy_total: float | None = None) -> tuple[fl
     return share, math.sqrt(max(0.0, rest) / whole)
 
 
+def _worth_a_byte(squares: Sequence[float], price: int, overhead: int) -> list[float]:
+    """Return what each direction is worth a byte; the first ones share what the first costs more.
+
+    Args:
+        squares: what they are worth, falling.
+        price: bytes of each.
+        overhead: bytes that the first costs besides.
+    """
+    sums = list(accumulate(squares))
+    shared = [whole / (overhead + price * count) for count, whole in enumerate(sums, start=1)]
+    best = max(shared, default=0.0)
+    several = shared.index(best) + 1 if shared else 0
+    return [best] * several + [value / price for value in squares[several:]]
+
+
 def ranks_for_size(
     spectra: Mapping[str, Tensor],
     bytes_a_rank: Mapping[str, int],
@@ -201,13 +217,16 @@ def ranks_for_size(
         module -> rank, 0 where the budget does not reach it; its cost never exceeds the budget.
 
     Source: resize_lora's `size`, which ranks by score alone in spite of its description.
+
+    - A layer's first directions share the bytes of its names: a small layer that is not worth its
+      entries in the header gets none.
     """
     items: list[tuple[float, str, int]] = []
     for module, s in spectra.items():
         cap = caps.get(module)
-        values = s.double()[: len(s) if cap is None else cap].tolist()
-        price = bytes_a_rank[module]
-        items += [(value * value / price, module, i) for i, value in enumerate(values) if value > 0]
+        squares = [value * value for value in s.double().tolist()[:cap] if value > 0]
+        worth = _worth_a_byte(squares, bytes_a_rank[module], overhead[module])
+        items += [(value, module, place) for place, value in enumerate(worth)]
     items.sort(key=lambda item: (-item[0], item[1], item[2]))
     ranks = dict.fromkeys(spectra, 0)
     left = budget

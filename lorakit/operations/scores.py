@@ -163,11 +163,15 @@ def weight_under(model: Model, piece: Piece) -> Tensor:
     return weight.reshape(shape)[:, : piece.shape[1]].flatten(1)
 
 
-def _norm(name: str, piece: Piece, weight: Tensor) -> float:
+def _size(piece: Piece, weight: Tensor) -> float:
     try:
-        size = frobenius(weight)
+        return frobenius(weight)
     except NumericsError as error:
         raise NumericsError(f"{piece.module} of the model {error}.") from None
+
+
+def _norm(name: str, piece: Piece, weight: Tensor) -> float:
+    size = _size(piece, weight)
     if name == "spn-ckpt":
         size = spectral(weight, frobenius=size, seed_name=piece.module).value
     return _log(size)
@@ -182,7 +186,7 @@ def _along(piece: Piece, weight: Tensor, compute: Compute) -> Tensor:
 
     What is below the rounding of fp32 counts as that; where W is zero it is −∞.
     """
-    size = frobenius(weight)
+    size = _size(piece, weight)
     found = all_directions(piece, compute=compute)
     seen = (weight @ found.v.to(weight)).cpu().double()
     along = (found.u.double() * seen).sum(0).abs()

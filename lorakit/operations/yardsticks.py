@@ -168,12 +168,8 @@ def check_matched(
     absent = tuple(module for module in layers if not model.parts(module))
     if not absent or (allowed and len(absent) < len(layers)):
         return absent
-    name, ours, theirs = model.source.name, lora.architecture, model.index.architecture
-    if ours is not None and theirs is not None and ours.kin != theirs.kin:
-        raise AdapterError(
-            f"{name}: expected a model for {ours.title}, as {lora.name} needs, found "
-            f"{theirs.title}; choose a model of the LoRA's architecture."
-        )
+    check_architecture(lora, model)
+    name = model.source.name
     if len(absent) == len(layers):
         raise UnmatchedError(
             f"{name}: none of the layers of {lora.name} has a place in this model "
@@ -183,6 +179,20 @@ def check_matched(
         f"{name}: {len(absent)} layers of {lora.name} have no place in this model and so no score: "
         f"{name_some(absent)}; use --allow-unmatched to cut them without one."
     )
+
+
+def check_architecture(lora: LoraFile, model: Model) -> None:
+    """Check that a model is of the architecture that a LoRA is for.
+
+    Raises:
+        AdapterError: it is of another one.
+    """
+    ours, theirs = lora.architecture, model.index.architecture
+    if ours is not None and theirs is not None and ours.kin != theirs.kin:
+        raise AdapterError(
+            f"{model.source.name}: expected a model for {ours.title}, as {lora.name} needs, found "
+            f"{theirs.title}; choose a model of the LoRA's architecture."
+        )
 
 
 def scored(

@@ -1,9 +1,11 @@
 """Base-aware resize against the formulas in float64; resize_lora's faults are tests here."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -15,20 +17,23 @@ import lorakit
 from lorakit.errors import AdapterError, LorakitError, NumericsError, SpecError, UnmatchedError
 from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile
+from lorakit.names.architectures import Architecture
+from lorakit.names.families import ARCHITECTURES
+from lorakit.operations.outcome import RECIPE
+from lorakit.operations.pieces import KEY_OVERHEAD
 from lorakit.operations.resize import resize, yardsticks
 from lorakit.report import Report
 from lorakit.tensorfile.source import DictSource, TensorSource
-from tests import reference
+from tests import layouts, reference
 from tests.conftest import FACTOR
 from tests.helpers import FP16, FP32, dense, metadata_of, ran, tensors_of, worst_error
+from tests.oracle.test_architectures import ends, lora_file
 
 SCORES = ("spn-ckpt", "fro-ckpt", "spn-lora", "fro-lora", "subspace")
 BLEND = "spn_ckpt=3,fro-lora=1,subspace=0.5"
 SHARES = {"spn-ckpt": 3 / 4.5, "fro-lora": 1 / 4.5, "subspace": 0.5 / 4.5}
 CLOSE = 1e-4
 """Of a score: spectral norms are good to 1e-4 relative, the rest to the rounding of fp32."""
-KEYS = 600
-"""Bytes that a layer's entries take in a header at the most."""
 
 
 @dataclass(frozen=True)
@@ -38,28 +43,30 @@ class Twin:
     delta: Tensor
     weight: Tensor
     rank: int
+    shares: Mapping[str, float]
     rescale: float = 1.0
-    shares: Mapping[str, float] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
         u, s, vh = torch.linalg.svd(self.delta, full_matrices=False)
         return u[:, : self.rank], s[: self.rank], vh[: self.rank]
 
-    @property
+    @cached_property
     def scores(self) -> Tensor:
         u, s, vh = self.svd
         references = {
-            "spn-ckpt": torch.linalg.matrix_norm(self.weight, 2),
-            "fro-ckpt": self.weight.norm(),
-            "spn-lora": s[0],
-            "fro-lora": self.delta.norm(),
-            "subspace": torch.einsum("mk,mn,kn->k", u, self.weight, vh).abs(),
+            "spn-ckpt": lambda: torch.linalg.matrix_norm(self.weight, 2),
+            "fro-ckpt": lambda: self.weight.norm(),
+            "spn-lora": lambda: s[0],
+            "fro-lora": lambda: self.delta.norm(),
+            "subspace": lambda: torch.einsum("mk,mn,kn->k", u, self.weight, vh).abs(),
         }
-        shares = self.shares
-        return (s * self.rescale).log10() - sum(
-            w * references[k].log10() for k, w in shares.items()
-        )
+        logs = [share * references[name]().log10() for name, share in self.shares.items()]
+        return (s * self.rescale).log10() - sum(logs)
+
+    @cached_property
+    def ordered(self) -> Tensor:
+        return self.scores.sort(descending=True).values
 
     def kept(self, threshold: float) -> Tensor:
         """Return Σ of the directions whose score reaches the threshold."""
@@ -67,12 +74,29 @@ class Twin:
         at = self.scores >= threshold
         return self.rescale * (u[:, at] * s[at]) @ vh[at]
 
+    @property
+    def price(self) -> int:
+        """Bytes of a direction in fp16."""
+        return 2 * sum(self.delta.shape)
 
+    @cached_property
+    def a_byte(self) -> list[float]:
+        """(σ / reference)² a byte; the first directions share the layer's entries in the header."""
+        worth = [10 ** (2 * float(score)) for score in self.ordered]
+        shared = [
+            sum(worth[: i + 1]) / (KEY_OVERHEAD + (i + 1) * self.price) for i in range(len(worth))
+        ]
+        first = shared.index(max(shared)) + 1
+        return [max(shared)] * first + [value / self.price for value in worth[first:]]
+
+
+@cache
 def weights_of(checkpoint: Path, architecture: str) -> dict[str, Tensor]:
     """Return module -> weight [m, n] in float64, as the layouts' own tables have them."""
     tensors, found = tensors_of(checkpoint), {}
     for key, place in synthetic.folder_places(architecture).items():
-        if place.key not in tensors or not key.endswith(".weight"):
+        matrix = place.key in tensors and tensors[place.key].ndim > 1
+        if not matrix or not key.endswith(".weight"):
             continue
         tensor = tensors[place.key].double()
         start, stop = synthetic.row_range(place, tuple(tensor.shape))
@@ -82,6 +106,7 @@ def weights_of(checkpoint: Path, architecture: str) -> dict[str, Tensor]:
     return found
 
 
+@cache
 def twins(
     lora: LoraFile | Path, checkpoint: Path, architecture: str, score: str, rescale: float = 1.0
 ) -> dict[str, Twin]:
@@ -89,7 +114,7 @@ def twins(
     weights = weights_of(checkpoint, architecture)
     shares = SHARES if score == BLEND else {score: 1.0}
     return {
-        module: Twin(delta, weights[module], file.adapters[module].rank or 0, rescale, shares)
+        module: Twin(delta, weights[module], file.adapters[module].rank or 0, shares, rescale)
         for module, delta in dense(file).items()
     }
 
@@ -106,7 +131,7 @@ def between(found: Mapping[str, Twin], share: float = 0.5) -> float:
 def told(report: Report, found: Mapping[str, Twin], threshold: float) -> None:
     """Check what the report says of every layer."""
     for row in report.rows:
-        scores = found[row.module].scores.sort(descending=True).values
+        scores = found[row.module].ordered
         rank = int((scores >= threshold).sum())
         assert row.rank_after == rank, row.module
         for said, place in ((row.score_kept, rank - 1), (row.score_cut, rank)):
@@ -116,15 +141,16 @@ def told(report: Report, found: Mapping[str, Twin], threshold: float) -> None:
                 assert said is None
 
 
-@pytest.mark.parametrize("score", [*SCORES, BLEND])
-@pytest.mark.parametrize("rescale", [1.0, 0.3])
+@pytest.mark.parametrize(
+    ("score", "rescale"), [*((score, 1.0) for score in SCORES), (BLEND, 1.0), (BLEND, 0.3)]
+)
 def test_every_score_is_the_formula(
-    sdxl: Path, sdxl_lora: Path, score: str, rescale: float
+    sd15: Path, sd15_lora: Path, score: str, rescale: float
 ) -> None:
-    exact = twins(sdxl_lora, sdxl, "sdxl", score, rescale)
+    exact = twins(sd15_lora, sd15, "sd1", score, rescale)
     threshold = between(exact)
-    lora = lorakit.load_lora(sdxl_lora)
-    base = lorakit.open_source(sdxl)
+    lora = lorakit.load_lora(sd15_lora)
+    base = lorakit.open_source(sd15)
     rule = RankRule(threshold=threshold)
     resized, report = resize(lora, rule=rule, against=base, score=score, rescale=rescale)
     told(report, exact, threshold)
@@ -140,9 +166,9 @@ def test_every_score_is_the_formula(
         assert row.norm == pytest.approx(float(whole.norm()), rel=1e-5)
 
 
-def test_the_check_of_scores_can_fail(sdxl: Path, sdxl_lora: Path) -> None:
-    exact = twins(sdxl_lora, sdxl, "sdxl", "fro-ckpt")
-    lora, base = lorakit.load_lora(sdxl_lora), lorakit.open_source(sdxl)
+def test_the_check_of_scores_can_fail(sd15: Path, sd15_lora: Path) -> None:
+    exact = twins(sd15_lora, sd15, "sd1", "fro-ckpt")
+    lora, base = lorakit.load_lora(sd15_lora), lorakit.open_source(sd15)
     (yardstick,) = yardsticks([lora], score="fro-ckpt", against=base)
     answer = torch.stack([10 ** yardstick.references[module] for module in exact])
 
@@ -153,16 +179,16 @@ def test_the_check_of_scores_can_fail(sdxl: Path, sdxl_lora: Path) -> None:
     reference.negative_control(check, answer)
 
 
-def test_a_subspace_may_keep_a_smaller_singular_value(sdxl: Path, sdxl_lora: Path) -> None:
+def test_a_subspace_may_keep_a_smaller_singular_value(sd15: Path, sd15_lora: Path) -> None:
     """It is the one score that ranks directions otherwise than their singular values."""
-    exact = twins(sdxl_lora, sdxl, "sdxl", "subspace")
+    exact = twins(sd15_lora, sd15, "sd1", "subspace")
     turned = [m for m, twin in exact.items() if bool((twin.scores.diff() > 0).any())]
-    assert len(turned) > 100
-    lora, base = lorakit.load_lora(sdxl_lora), lorakit.open_source(sdxl)
+    assert len(turned) > 50
+    lora, base = lorakit.load_lora(sd15_lora), lorakit.open_source(sd15)
     rule = RankRule(rank=2)
     resized, _ = resize(lora, rule=rule, against=base, score="subspace")
     for module in turned[:50]:
-        best = exact[module].scores.sort(descending=True).values
+        best = exact[module].ordered
         if best[1] - best[2] < 1e-3:
             continue
         kept = exact[module].kept(float(best[1:3].mean()))
@@ -174,69 +200,64 @@ def small(architecture: str = "sd1", **options: object) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("score", ["fro-ckpt", "spn-ckpt", "fro-lora", "subspace"])
-@pytest.mark.parametrize("size", [130_000, 200_000])
+@pytest.mark.parametrize("size", [60_000, 90_000])
 def test_a_size_goes_to_the_most_score_a_byte(
-    sdxl: Path, sdxl_lora: Path, tmp_path: Path, score: str, size: int
+    sd15: Path, sd15_lora: Path, tmp_path: Path, score: str, size: int
 ) -> None:
     out = tmp_path / "small.safetensors"
-    report = ran(
-        "resize", sdxl_lora, "--against", sdxl, "--score", score, "--size", size, "-o", out
-    )
-    assert size - 60_000 < out.stat().st_size <= size
-    exact = twins(sdxl_lora, sdxl, "sdxl", score)
-    price = {m: 2 * sum(twin.delta.shape) for m, twin in exact.items()}
-    worth = {m: 10 ** (2 * t.scores.sort(descending=True).values) for m, t in exact.items()}
+    how = ["--against", sd15, "--score", score, "--size", size]
+    report = ran("resize", sd15_lora, *how, "-o", out)
+    assert 0.6 * size < out.stat().st_size <= size
+    exact = twins(sd15_lora, sd15, "sd1", score)
     ranks = {row["module"]: row["rank_after"] for row in report["rows"]}
-    spent = sum(rank * price[m] + (KEYS if rank else 0) for m, rank in ranks.items())
-    budget = size - 8192 - metadata_bytes(sdxl_lora)
-    assert spent <= budget
-    kept = [(float(worth[m][i] / price[m]), m) for m, rank in ranks.items() for i in range(rank)]
+    kept = [
+        (exact[m].a_byte[i], exact[m].price + (0 if i else KEY_OVERHEAD))
+        for m, rank in ranks.items()
+        for i in range(rank)
+    ]
+    budget = budget_of(sd15_lora, size)
+    assert sum(cost for _, cost in kept) <= budget
     assert len(kept) > 50
     for module, rank in ranks.items():
-        if rank < len(worth[module]):
-            cut = float(worth[module][rank] / price[module]) * (1 - 1e-3)
-            cost = price[module] + (0 if rank else KEYS)
-            # What is kept although it is worth less, and what is left over, had no room for it.
-            worse = sum(price[m] + KEYS for found, m in kept if found < cut and m != module)
-            assert worse + budget - spent + KEYS > cost or cost > budget - spent, module
-            assert sum(found < cut for found, m in kept if m != module) <= len(kept) // 10
+        twin = exact[module]
+        if rank < twin.rank:
+            better = sum(c for a_byte, c in kept if a_byte > twin.a_byte[rank] * (1 - 1e-3))
+            cost = twin.price + (0 if rank else KEY_OVERHEAD)
+            assert cost > budget - better, "it had no room beside all that is better"
 
 
-def metadata_bytes(path: Path) -> int:
-    import json
-
-    return len(json.dumps(metadata_of(path)))
+def budget_of(lora: Path, size: int) -> int:
+    return size - RECIPE - len(json.dumps(metadata_of(lora)))
 
 
 def test_a_size_is_spent_better_than_by_score_alone(
-    sdxl: Path, sdxl_lora: Path, tmp_path: Path
+    sd15: Path, sd15_lora: Path, tmp_path: Path
 ) -> None:
     """resize_lora describes a score a byte and ranks by the score alone."""
-    out, size = tmp_path / "small.safetensors", 200_000
-    report = ran("resize", sdxl_lora, "--against", sdxl, "--size", size, "-o", out)
-    exact = twins(sdxl_lora, sdxl, "sdxl", "fro-ckpt")
+    out, size = tmp_path / "small.safetensors", 90_000
+    report = ran("resize", sd15_lora, "--against", sd15, "--size", size, "-o", out)
+    exact = twins(sd15_lora, sd15, "sd1", "fro-ckpt")
     worth = {m: 10 ** (2 * twin.scores) for m, twin in exact.items()}
-    price = {m: 2 * sum(twin.delta.shape) for m, twin in exact.items()}
     ours = sum(float(worth[row["module"]][: row["rank_after"]].sum()) for row in report["rows"])
     items = [(float(w), m, i) for m, all_ in worth.items() for i, w in enumerate(all_)]
-    budget, theirs = size - 8192 - metadata_bytes(sdxl_lora), 0.0
+    budget, theirs = budget_of(sd15_lora, size), 0.0
     for value, module, place in sorted(items, key=lambda item: -item[0]):
-        cost = price[module] + (0 if place else KEYS)
+        cost = exact[module].price + (0 if place else KEY_OVERHEAD)
         if cost > budget:
             break
         budget, theirs = budget - cost, theirs + value
-    assert ours > 1.005 * theirs
+    assert ours > 1.01 * theirs
 
 
 @pytest.mark.parametrize("score", ["fro-ckpt", "subspace"])
 def test_a_size_holds_in_the_dtype_that_is_written(
-    sdxl: Path, sdxl_lora: Path, tmp_path: Path, score: str
+    sd15: Path, sd15_lora: Path, tmp_path: Path, score: str
 ) -> None:
     for dtype in ("fp32", "bf16"):
         out = tmp_path / f"{dtype}.safetensors"
-        how = ["--against", sdxl, "--score", score, "--size", 200_000, "--dtype", dtype]
-        ran("resize", sdxl_lora, *how, "-o", out)
-        assert 130_000 < out.stat().st_size <= 200_000
+        how = ["--against", sd15, "--score", score, "--size", 90_000, "--dtype", dtype]
+        ran("resize", sd15_lora, *how, "-o", out)
+        assert 55_000 < out.stat().st_size <= 90_000
 
 
 def result(lora: LoraFile, base: TensorSource, **options: object) -> tuple[LoraFile, Report]:
@@ -270,16 +291,19 @@ def test_neither_the_factors_nor_their_order_matter(sd15: Path, score: str) -> N
     assert worst_error(dense(a), dense(b)) < 1e-3
 
 
-@pytest.mark.parametrize("score", SCORES)
-def test_every_dialect_and_both_layouts_are_scored_alike(
-    sdxl: Path, sdxl_folder: Path, sdxl_lora: Path, sdxl_lora_any_dialect: Path, score: str
+@pytest.mark.parametrize("score", [BLEND, "subspace"])
+def test_both_layouts_are_scored_alike(
+    sdxl: Path, sdxl_folder: Path, make_lora: Callable[..., Path], score: str
 ) -> None:
+    """The dialects, too: one layout's weights lie transposed or joined in the other."""
+    sdxl_lora = make_lora("sdxl", rank=4, alpha=2)
+    other = make_lora("sdxl", rank=4, alpha=2, dialect="peft")
     rule = RankRule(threshold=between(twins(sdxl_lora, sdxl, "sdxl", score)))
     _, first = result(
         lorakit.load_lora(sdxl_lora), lorakit.open_source(sdxl), rule=rule, score=score
     )
     _, second = result(
-        lorakit.load_lora(sdxl_lora_any_dialect),
+        lorakit.load_lora(other),
         lorakit.open_source(sdxl_folder),
         rule=rule,
         score=score,
@@ -293,10 +317,9 @@ def test_every_dialect_and_both_layouts_are_scored_alike(
 
 
 @pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("factor", [8.0, 0.125])
-def test_larger_weights_make_smaller_scores(sd15: Path, score: str, factor: float) -> None:
+def test_larger_weights_make_smaller_scores(sd15: Path, score: str) -> None:
     """A model c times as large lowers what is relative to it by log10 c, and nothing else."""
-    lora, tensors = lorakit.load_lora(small()), tensors_of(sd15)
+    lora, tensors, factor = lorakit.load_lora(small()), tensors_of(sd15), 8.0
     scaled = {k: t.float() * factor for k, t in tensors.items() if t.is_floating_point()}
     rule = RankRule(rank=2)
     (a, first), (b, second) = (
@@ -307,12 +330,9 @@ def test_larger_weights_make_smaller_scores(sd15: Path, score: str, factor: floa
     for one, other in zip(first.rows, second.rows, strict=True):
         assert one.score_kept is not None and other.score_kept is not None
         assert other.score_kept == pytest.approx(one.score_kept + shift, abs=1e-5)
-    scores = scores_of(first)
-    for rule in (
-        RankRule(size=60_000),
-        RankRule(threshold=min(b or 0 for _, b in scores.values())),
-    ):
-        moved = rule if rule.size else RankRule(threshold=(rule.threshold or 0.0) + shift - 1e-6)
+    threshold = min(cut for _, cut in scores_of(first).values() if cut is not None) - 1e-6
+    for rule in (RankRule(size=60_000), RankRule(threshold=threshold)):
+        moved = rule if rule.size else RankRule(threshold=threshold + shift)
         ranks = [
             [row.rank_after for row in result(lora, DictSource(model), rule=r, score=score)[1].rows]
             for model, r in ((tensors, rule), (scaled, moved))
@@ -334,6 +354,23 @@ def test_rescale_moves_every_score_and_the_change(sd15: Path, score: str) -> Non
     assert worst_error(dense(b), {m: 0.7 * delta for m, delta in dense(a).items()}) < 1e-5
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.id)
+def test_every_architecture_is_measured_fused_or_in_parts(architecture: Architecture) -> None:
+    """A fused layer has the norm of its parts together; resize_lora knows SDXL alone."""
+    model = layouts.tiny_model(ends(architecture))
+    for dialect in ("kohya", "diffusers"):
+        lora = lorakit.load_lora(lora_file(architecture, dialect, model))
+        for source in (layouts.as_folder(model), layouts.as_single_file(architecture, model)):
+            (found,) = yardsticks([lora], score="fro-ckpt", against=DictSource(source))
+            assert found.references.keys() == lora.adapters.keys()
+            for module, reference_of in found.references.items():
+                parts = architecture.fused.get(module, ((module, None),))
+                sizes = [float(model[f"{part}.weight"].double().norm()) for part, _ in parts]
+                assert float(reference_of) == pytest.approx(
+                    math.log10(math.hypot(*sizes)), abs=1e-6
+                )
+
+
 # Several LoRAs
 
 
@@ -353,12 +390,14 @@ class Counting:
         return None
 
 
-@pytest.mark.parametrize("score", ["fro-ckpt", "spn-ckpt", "subspace"])
-def test_several_loras_read_each_tensor_once(sdxl: Path, make_lora, score: str) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("score", ["fro-ckpt", "spn-ckpt,subspace"])
+def test_several_loras_read_each_tensor_once(
+    sdxl: Path, make_lora: Callable[..., Path], score: str
+) -> None:
     """q, k and v of the second text encoder lie in one tensor, which is read once too."""
     loras = [
         lorakit.load_lora(make_lora("sdxl", rank=4, alpha=2, **more))
-        for more in ({}, {"seed": 1}, {"seed": 2, "te": False}, {"dialect": "diffusers"})
+        for more in ({}, {"seed": 1, "dialect": "peft"})
     ]
     source = Counting(tensors_of(sdxl))
     shared = yardsticks(loras, score=score, against=source)
@@ -368,14 +407,16 @@ def test_several_loras_read_each_tensor_once(sdxl: Path, make_lora, score: str) 
         source.reads.clear()
         with_shared, _ = resize(lora, rule=rule, against=source, score=yardstick)
         assert not source.reads
+        if lora is not loras[1]:
+            continue
         alone, _ = resize(lora, rule=rule, against=source, score=score)
         assert set(source.reads.values()) == {1}
         assert worst_error(dense(with_shared), dense(alone)) == 0.0
 
 
-def test_where_the_score_needs_no_model_none_is_read(sdxl: Path, sdxl_lora: Path) -> None:
-    source = Counting(tensors_of(sdxl))
-    lora = lorakit.load_lora(sdxl_lora)
+def test_where_the_score_needs_no_model_none_is_read(sd15: Path, sd15_lora: Path) -> None:
+    source = Counting(tensors_of(sd15))
+    lora = lorakit.load_lora(sd15_lora)
     resize(lora, rule=RankRule(threshold=-0.3), against=source, score="spn-lora=2,fro-lora=1")
     resize(lora, rule=RankRule(rank=2), against=source)
     resize(lora, rule=RankRule(energy=0.9), against=source)
@@ -383,19 +424,18 @@ def test_where_the_score_needs_no_model_none_is_read(sdxl: Path, sdxl_lora: Path
 
 
 def test_bytes_do_not_hang_on_threads_memory_or_company(
-    sdxl: Path, make_lora: Callable[..., Path], tmp_path: Path
+    sd15: Path, make_lora: Callable[..., Path], tmp_path: Path
 ) -> None:
-    loras = [make_lora("sdxl", rank=4, alpha=2), make_lora("sdxl", rank=4, alpha=2, seed=5)]
-    for score in ("spn-ckpt", "subspace"):
-        how = ["--against", sdxl, "--score", score, "--threshold", -1.0, "--overwrite"]
-        ran("resize", *loras, *how, "-o", tmp_path / "one")
-        ran("resize", *loras[::-1], *how, "-o", tmp_path / "two", "--threads", 1, "--memory", "1M")
-        for lora in loras:
-            ran("resize", lora, *how, "-o", tmp_path / lora.name, "--threads", 3)
-            outputs = [tmp_path / "one" / lora.name, tmp_path / "two" / lora.name]
-            assert all(
-                bool(place.read_bytes() == (tmp_path / lora.name).read_bytes()) for place in outputs
-            )
+    loras = [make_lora("sd1", rank=4, alpha=2), make_lora("sd1", rank=4, alpha=2, seed=5)]
+    how = ["--against", sd15, "--score", BLEND, "--size", "90K", "--overwrite"]
+    ran("resize", *loras, *how, "-o", tmp_path / "one")
+    ran("resize", *loras[::-1], *how, "-o", tmp_path / "two", "--threads", 1, "--memory", "1M")
+    for lora in loras:
+        ran("resize", lora, *how, "-o", tmp_path / lora.name, "--threads", 3)
+        alone = (tmp_path / lora.name).read_bytes()
+        assert all(
+            bool((tmp_path / name / lora.name).read_bytes() == alone) for name in ("one", "two")
+        )
 
 
 # Layers that the model lacks, or has otherwise
@@ -453,7 +493,8 @@ def test_an_inpainting_model_is_measured_by_the_inputs_that_the_lora_knows(sd15:
             result(lora, DictSource(model), rule=RankRule(rank=2), score=score)
             for model in (tensors, grown)
         )
-        assert scores_of(one) == scores_of(other)
+        for first_score, second_score in zip(one.rows, other.rows, strict=True):
+            assert first_score.score_cut == pytest.approx(second_score.score_cut, abs=1e-6)
         assert worst_error(dense(a), dense(b)) == 0.0
 
 
@@ -490,7 +531,7 @@ def test_a_dora_is_scored_by_what_it_changes(sd15: Path, sd15_tuned: Path) -> No
     logs = {
         m: (torch.linalg.svdvals(delta) / weights[m].norm()).log10() for m, delta in exact.items()
     }
-    threshold = -2.6
+    threshold = float(torch.stack([found[:6] for found in logs.values()]).median()) + 1e-4
     resized, report = result(dora, base, rule=RankRule(threshold=threshold))
     ranks = {row.module: row.rank_after for row in report.rows}
     assert len(set(ranks.values())) > 2
@@ -523,8 +564,8 @@ def test_a_loha_is_scored_by_what_it_changes(sd15: Path, score: str) -> None:
     delta = (parts["w1_a"].double() @ parts["w1_b"].double()) * (
         parts["w2_a"].double() @ parts["w2_b"].double()
     )
-    twin = Twin(delta, weight, 9, shares={score: 1.0})
-    ordered = twin.scores.sort(descending=True).values
+    twin = Twin(delta, weight, 9, {score: 1.0})
+    ordered = twin.ordered
     threshold = float(ordered[3:5].mean())
     lora = lorakit.load_lora(tensors)
     resized, report = result(
