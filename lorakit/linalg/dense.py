@@ -11,7 +11,7 @@ from lorakit.linalg.factored import fixed_signs, numerical_rank
 from lorakit.linalg.krylov import leading
 from lorakit.linalg.ranks import RankRule, Scorer, choose_rank
 
-TOLERANCE = 3e-3
+TOLERANCE = 1e-3
 SIZE_RANKS = 256
 _SMALL = 64
 _SHARE = 3
@@ -48,40 +48,67 @@ def truncated_svd(
     seed_name: str = "",
     tolerance: float = TOLERANCE,
 ) -> TruncatedSvd:
-    """Return the `rank` leading directions of a matrix.
+    """Return the `rank` leading directions of a matrix [m, n]; see `truncated_svds`."""
+    (found,) = truncated_svds(
+        delta[None], rank=rank, method=method, seed_name=seed_name, tolerance=tolerance
+    )
+    return found
+
+
+def truncated_svds(
+    deltas: Tensor,
+    *,
+    rank: int,
+    method: str = "auto",
+    seed_name: str = "",
+    tolerance: float = TOLERANCE,
+) -> list[TruncatedSvd]:
+    """Return the `rank` leading directions of each of b matrices.
 
     Args:
-        delta: [m, n] in fp32 or fp64, any strides.
+        deltas: [b, m, n] in fp32 or fp64, any strides.
         rank: directions, capped by m and n.
         method: "exact", "fast" (block Golub-Kahan), or "auto": "exact" for small matrices and for
             ranks over a third of the smaller side.
         seed_name: names the random start of "fast".
-        tolerance: "fast" stops once its error is estimated this close to the optimal one, relative.
+        tolerance: "fast" stops once another product is estimated to be worth less of the error.
 
     Raises:
         NumericsError: a value is NaN or infinite.
     """
-    squares = torch.linalg.vector_norm(delta, dim=1).double()
-    size = float(squares.max()) if squares.numel() else 0.0
-    if not _TINY < size < _HUGE:
-        return _rescaled(delta, rank, method, seed_name, tolerance)
-    energy = float((squares**2).sum())
-    wide = delta if delta.shape[0] <= delta.shape[1] else delta.T
-    least = len(wide)
+    rows, columns = deltas.shape[1:]
+    lengths = torch.linalg.vector_norm(deltas, dim=2).double().cpu()
+    if not lengths.numel() or not bool(_in_range(lengths.amax(dim=1)).all()):
+        return [_rescaled(delta, rank, method, seed_name, tolerance) for delta in deltas]
+    energies = lengths.square().sum(dim=1)
+    wide = deltas if rows <= columns else deltas.mT
+    least = min(rows, columns)
     rank = min(rank, least)
     fast = method == "fast" or (method == "auto" and least > max(_SMALL, _SHARE * rank))
     if fast and rank:
-        found = leading(wide, rank, energy=energy, tolerance=tolerance, seed_name=seed_name)
-        near, s, far, passes, note = found.u, found.s, found.v, found.half_passes, ""
+        found = [
+            (x.u, x.s, x.v, x.half_passes, "")
+            for x in leading(wide, rank, energy=energies, tolerance=tolerance, seed_name=seed_name)
+        ]
     else:
-        near, s, far, note = _exact(wide, rank)
-        passes = 0
-    u, v = (near, far) if wide is delta else (far, near)
-    u, v = fixed_signs(u, v)
-    live = numerical_rank(s, (len(u), len(v)))
+        found = [_exact(matrix, rank) for matrix in wide]
+    return [
+        _finished(delta, (far, s, near) if rows > columns else (near, s, far), energy, passes, note)
+        for delta, energy, (near, s, far, passes, note) in zip(
+            deltas, energies.tolist(), found, strict=True
+        )
+    ]
+
+
+def _finished(
+    delta: Tensor, usv: tuple[Tensor, Tensor, Tensor], energy: float, passes: int, note: str
+) -> TruncatedSvd:
+    """Fix the signs, leave out what is rounding noise, and measure what is left out."""
+    u, v = fixed_signs(usv[0], usv[2])
+    live = numerical_rank(usv[1], (len(u), len(v)))
     result = TruncatedSvd(
         u=u[:, :live],
-        s=s[:live].to(delta.device),
+        s=usv[1][:live].to(delta.device),
         v=v[:, :live],
         energy_total=energy,
         residual=0.0,
@@ -150,6 +177,10 @@ def _bound(found: TruncatedSvd, rule: RankRule) -> int:
     return len(found.s) + int(max(0.0, missing) / float(found.s[-1]) ** 2)
 
 
+def _in_range(sizes: Tensor) -> Tensor:
+    return (sizes > _TINY) & (sizes < _HUGE)
+
+
 def _rescaled(
     delta: Tensor, rank: int, method: str, seed_name: str, tolerance: float
 ) -> TruncatedSvd:
@@ -172,7 +203,7 @@ def _rescaled(
     return replace(found, s=found.s * power, energy_total=found.energy_total * power**2)
 
 
-def _exact(wide: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, str]:
+def _exact(wide: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, int, str]:
     """Take the eigenvectors of the Gram matrix [m, m] of wide [m, n] in fp64.
 
     The values are fp32, so what is below 6e-8 of the largest is rounding; the square root of eps
@@ -193,7 +224,7 @@ def _exact(wide: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, str]:
     # In fp32 the small ones would not be orthogonal to the large ones.
     faint = live and float(s[-1]) < _FADING * float(s[0])
     v = (wide.double().T @ u) / s if faint else (wide.T @ u.to(wide)) / s.to(wide)
-    return u.to(wide), s, v.to(wide), note
+    return u.to(wide), s, v.to(wide), 0, note
 
 
 def _gram(wide: Tensor) -> Tensor:

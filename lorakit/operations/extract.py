@@ -9,7 +9,6 @@ from torch import Tensor
 from lorakit.compute import Compute
 from lorakit.errors import AdapterError, UnmatchedError
 from lorakit.linalg.ranks import RankRule
-from lorakit.linalg.tiles import difference
 from lorakit.lorafile import LoraFile
 from lorakit.models import Model, open_model
 from lorakit.names.blocks import block_of
@@ -178,10 +177,11 @@ def _check_shapes(original: Model, tuned: Model, module: str) -> None:
 
 def _piece(original: Model, tuned: Model, module: str, choice: Choice) -> Piece:
     def truth() -> Tensor:
-        base = original.stored(module)
-        delta = difference(tuned.stored(module), base)
-        floor = choice.min_change * float(base.float().norm()) if choice.min_change else 0.0
-        return delta.zero_() if floor and float(delta.norm()) < floor else delta
+        delta = tuned.difference(module, original)
+        if not choice.min_change:
+            return delta
+        floor = choice.min_change * float(original.weight(module).norm())
+        return delta.zero_() if float(delta.norm()) < floor else delta
 
     shape = tuned.shape(module)
     rows, columns = flat(shape)
@@ -192,5 +192,5 @@ def _piece(original: Model, tuned: Model, module: str, choice: Choice) -> Piece:
         truth=truth,
         base=partial(original.weight, module) if choice.kind == "dora" else None,
         rank_bound=min(rows, columns),
-        cost=(60 if choice.kind == "dora" else 20) * rows * columns,
+        cost=(60 if choice.kind == "dora" else 16) * rows * columns,
     )

@@ -30,6 +30,8 @@ from lorakit.report import Row
 
 CANCELS = 1e-6
 """What is left of vectors that cancel, relative: the rounding of fp32 sums."""
+_START = "truncated SVD"
+"""Names the random start of a dense layer's SVD, drawn once for all layers of one height."""
 KEY_OVERHEAD = 3 * 200
 """Bytes that a kept module's three entries take in the header, names included, at the most."""
 
@@ -235,7 +237,7 @@ class _Solver:
             rule,
             conv=piece.conv,
             method=self.method,
-            seed_name=piece.module,
+            seed_name=_START,
             scorer=piece.scorer,
         )
         whole = Svd(u=found.u, s=found.s, v=found.v)

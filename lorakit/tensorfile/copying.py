@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from lorakit.tensorfile.extents import opened
 from lorakit.tensorfile.header import Extent
-from lorakit.tensorfile.reading import open_regular, read_exactly, reading
+from lorakit.tensorfile.reading import read_exactly, reading
 
 _KERNEL_CHUNK = 2**26
 _BUFFER = 2**22
@@ -26,7 +27,7 @@ def copy_extent(extent: Extent, target: BinaryIO) -> Iterator[int]:
         OSError: the target cannot be written.
     """
     left = extent.length
-    with open_regular(extent.path) as source:
+    with opened(extent) as source:
         for done in _in_kernel(extent, source, target):
             left -= done
             yield done

@@ -8,7 +8,7 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn, TypeGuard
@@ -86,11 +86,12 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where a tensor's bytes lie in a file."""
+    """Where a tensor's bytes lie in a file, and how large that was when its header was read."""
 
     path: Path
     offset: int
     length: int
+    size: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,7 +236,8 @@ def _parse(path: Path, raw: bytes, start: bytes, size: int) -> Header:
         specs={name: spec for name, spec, _, _ in entries},
         metadata=metadata,
         extents={
-            name: Extent(path, data_start + begin, end - begin) for name, _, begin, end in entries
+            name: Extent(path, data_start + begin, end - begin, size)
+            for name, _, begin, end in entries
         },
         data_start=data_start,
         size=size,

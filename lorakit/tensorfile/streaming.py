@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain
 from typing import BinaryIO
 
@@ -83,7 +84,7 @@ def plan(source: TensorSource, specs: Mapping[str, Spec]) -> list[Step]:
             )
         last = steps[-1] if steps else None
         if isinstance(last, Extent) and _is_next(last, extent):
-            steps[-1] = Extent(last.path, last.offset, last.length + extent.length)
+            steps[-1] = replace(last, length=last.length + extent.length)
         elif extent.length:
             steps.append(extent)
     return steps
