@@ -146,15 +146,17 @@ def svd_for_rule(
         NumericsError: a value is NaN or infinite.
     """
     least = min(delta.shape)
-    cap = min(rule.cap(conv) or least, least)
     if scorer is not None and scorer.directional:
         rank = min(least, SIZE_RANKS)
         return truncated_svd(delta, rank=rank, method=method, seed_name=seed_name)
-    if rule.size is not None:
-        cap = min(cap, SIZE_RANKS)
     if rule.sv_sum is not None:
         return truncated_svd(delta, rank=least, method="exact", seed_name=seed_name)
-    if rule.whole or rule.size is not None or method == "exact":
+    shape = int(delta.shape[0]), int(delta.shape[1])
+    fixed = fixed_rank(rule, conv=conv, shape=shape)
+    if fixed is not None:
+        return truncated_svd(delta, rank=fixed, method=method, seed_name=seed_name)
+    cap = min(rule.cap(conv) or least, least)
+    if method == "exact":
         return truncated_svd(delta, rank=cap, method=method, seed_name=seed_name)
     rank = min(32, cap)
     while True:
@@ -167,6 +169,14 @@ def svd_for_rule(
             return found
         # Each further direction holds no more than the last one: fewer than this cannot do.
         rank = min(max(2 * rank, _bound(found, rule)), cap)
+
+
+def fixed_rank(rule: RankRule, *, conv: bool, shape: tuple[int, int]) -> int | None:
+    """Return the directions that a rule asks of a matrix of a shape, None where it has to look."""
+    cap = min(rule.cap(conv) or min(shape), *shape)
+    if rule.size is not None:
+        return min(cap, SIZE_RANKS)
+    return cap if rule.whole else None
 
 
 def _bound(found: TruncatedSvd, rule: RankRule) -> int:
