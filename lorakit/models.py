@@ -67,6 +67,12 @@ class Model:
         slots = [slot for part in self.parts(module) if (slot := self.slot(part)) is not None]
         return (sum(slot.shape[0] for slot in slots), *slots[0].shape[1:])
 
+    def place(self, module: str) -> tuple[str, int]:
+        """Return the file and the offset where a module's bytes begin; ("", 0) where in none."""
+        slot = self.slot(self.parts(module)[0])
+        extent = None if slot is None else self.source.extent(slot.key)
+        return ("", 0) if extent is None else (str(extent.path), extent.offset)
+
     def weight(self, module: str) -> Tensor:
         """Read a module's weight as [out, in · kh · kw] in fp32, a vector as one column.
 

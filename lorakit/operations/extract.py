@@ -192,5 +192,6 @@ def _piece(original: Model, tuned: Model, module: str, choice: Choice) -> Piece:
         truth=truth,
         base=partial(original.weight, module) if choice.kind == "dora" else None,
         rank_bound=min(rows, columns),
+        place=tuned.place(module),
         cost=(60 if choice.kind == "dora" else 16) * rows * columns,
     )

@@ -31,6 +31,7 @@ class Piece:
             Where that is below the number that it is given, a bound below that number will do.
         cost: bytes that one evaluation takes at once.
         scorer: what the singular values are measured by, where a rule or a budget asks for that.
+        place: the file and the offset where it is read, so that files are read in their order.
     """
 
     module: str
@@ -44,6 +45,7 @@ class Piece:
     floor: Callable[[float], float] | None = None
     cost: int = 0
     scorer: Scorer | None = None
+    place: tuple[str, int] = ("", 0)
 
     @property
     def conv(self) -> bool:

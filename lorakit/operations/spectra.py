@@ -59,8 +59,8 @@ class Spectrum:
 
 def spectra(
     pieces: Sequence[Piece], *, rule: RankRule, compute: Compute, method: str = "auto"
-) -> Iterator[Found]:
-    """Yield what each piece decomposes into and the rank that a rule gives it, in their order.
+) -> Iterator[tuple[Piece, Found]]:
+    """Yield what each piece decomposes into and the rank that a rule gives it, as they are read.
 
     Args:
         pieces: of matrices.
@@ -68,35 +68,29 @@ def spectra(
         compute: device, workers, bytes in flight, and how many layers are taken together.
         method: for dense ΔW: "auto", "exact" or "fast".
     """
-    groups = _groups(pieces, compute)
-    solve = _Solver(rule=rule, compute=compute, method=method)
+    groups = _groups(sorted(pieces, key=lambda piece: piece.place), compute)
     results = ordered_map(
-        lambda group: solve([pieces[place] for place in group]),
+        _Solver(rule=rule, compute=compute, method=method),
         groups,
         compute=compute,
-        cost=lambda group: sum(pieces[place].cost for place in group),
+        cost=lambda group: sum(piece.cost for piece in group),
     )
-    ready: dict[int, Found] = {}
-    following = 0
     for group, found in zip(groups, results, strict=True):
-        ready.update(zip(group, found, strict=True))
-        while following in ready:
-            yield ready.pop(following)
-            following += 1
+        yield from zip(group, found, strict=True)
 
 
-def _groups(pieces: Sequence[Piece], compute: Compute) -> list[list[int]]:
-    """Return the places of pieces that are solved together: of one shape, within the budget."""
-    groups: list[list[int]] = []
-    open_ones: dict[object, list[int]] = {}
-    for place, piece in enumerate(pieces):
+def _groups(pieces: Sequence[Piece], compute: Compute) -> list[list[Piece]]:
+    """Return which pieces are solved together: of one shape, within the budget."""
+    groups: list[list[Piece]] = []
+    open_ones: dict[object, list[Piece]] = {}
+    for piece in pieces:
         likeness = (piece.shape, piece.rank_before, piece.rank_bound)
         group = open_ones.get(likeness)
         full = group is None or len(group) >= compute.together
         if group is None or full or (len(group) + 1) * piece.cost * _SHARE > compute.memory:
             group = open_ones[likeness] = []
             groups.append(group)
-        group.append(place)
+        group.append(piece)
     return groups
 
 

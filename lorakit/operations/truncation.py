@@ -1,7 +1,7 @@
 """From the exact ΔW of many modules to a LoRA of the rank that a rule asks for."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,7 @@ from lorakit.linalg.factored import Factors, Svd, balanced, dense
 from lorakit.linalg.ranks import RankRule, kept, ranks_for_size
 from lorakit.linalg.tiles import dense as made
 from lorakit.operations.pieces import KEY_OVERHEAD, Piece
-from lorakit.operations.spectra import Spectrum, spectra
+from lorakit.operations.spectra import Found, Spectrum, spectra
 from lorakit.progress import Progress, silent
 from lorakit.report import Row
 
@@ -56,8 +56,8 @@ def truncate(
     rows: dict[str, Row] = {}
     found = spectra(ranked, rule=rule, compute=compute, method=method)
     if rule.size is not None:
-        found = _within_size(ranked, list(found), rule, itemsize)
-    for piece, (spectrum, rank) in zip(ranked, found, strict=True):
+        found = _within_size(dict(found), rule, itemsize)
+    for piece, (spectrum, rank) in found:
         rows[piece.module] = _row(piece, spectrum, rank)
         if rank:
             adapter = _adapter(piece, spectrum.svd, rank, alpha)
@@ -126,21 +126,18 @@ def dense_change(adapter: Adapter, base: Tensor | None = None) -> Tensor:
 
 
 def _within_size(
-    pieces: Sequence[Piece],
-    solved: Sequence[tuple[Spectrum, int]],
-    rule: RankRule,
-    itemsize: int,
-) -> Iterator[tuple[Spectrum, int]]:
+    solved: Mapping[Piece, Found], rule: RankRule, itemsize: int
+) -> Iterator[tuple[Piece, Found]]:
     """Spend `rule.size` over all layers at once."""
     ranks = ranks_for_size(
-        {p.module: found.worth for p, (found, _) in zip(pieces, solved, strict=True)},
-        {piece.module: piece.bytes_a_rank * itemsize for piece in pieces},
+        {piece.module: found.worth for piece, (found, _) in solved.items()},
+        {piece.module: piece.bytes_a_rank * itemsize for piece in solved},
         rule.size or 0,
-        overhead={piece.module: KEY_OVERHEAD for piece in pieces},
-        caps={piece.module: rule.cap(piece.conv) for piece in pieces},
+        overhead={piece.module: KEY_OVERHEAD for piece in solved},
+        caps={piece.module: rule.cap(piece.conv) for piece in solved},
     )
-    for piece, (found, _) in zip(pieces, solved, strict=True):
-        yield found, ranks[piece.module]
+    for piece, (found, _) in solved.items():
+        yield piece, (found, ranks[piece.module])
 
 
 def _adapter(piece: Piece, found: Svd, rank: int, alpha: float | None) -> Lora:

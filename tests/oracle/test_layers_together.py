@@ -14,6 +14,7 @@ from lorakit.linalg import dense
 from lorakit.linalg.devices import stacked
 from lorakit.lorafile import LoraFile
 from lorakit.operations import spectra
+from lorakit.operations.pieces import Piece
 from lorakit.report import Report
 from tests import reference
 
@@ -149,3 +150,21 @@ def test_products_are_whole_while_layers_are_decomposed(models: tuple[Path, Path
     finally:
         torch.set_float32_matmul_precision("highest")
     assert "highest" in seen
+
+
+def test_a_model_is_read_in_the_order_of_its_file(
+    models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, int]] = []
+    read = spectra._Solver.__call__
+
+    def watched(self: spectra._Solver, pieces: Sequence[Piece]) -> list[spectra.Found]:
+        seen.extend(piece.place for piece in pieces)
+        return read(self, pieces)
+
+    monkeypatch.setattr(spectra._Solver, "__call__", watched)
+    lora, report = extracted(models, Compute(threads=1))
+    assert seen == sorted(seen)
+    assert len(set(seen)) == len(report.rows)
+    assert [row.module for row in report.rows] == sorted(row.module for row in report.rows)
+    assert list(lora.adapters) == sorted(lora.adapters)
