@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lorakit.errors import NumericsError
 from lorakit.linalg.factored import fixed_signs, numerical_rank
-from lorakit.linalg.krylov import leading
+from lorakit.linalg.krylov import Leading, leading
 from lorakit.linalg.ranks import RankRule, Scorer, choose_rank
 
 TOLERANCE = 1e-3
@@ -19,6 +19,9 @@ _BLOCK = 2**20
 _CANCELS = 1e-3
 _FADING = 1e-3
 _TINY, _HUGE = 1e-12, 1e12
+
+Found = tuple[Tensor, Tensor, Tensor, int, str]
+"""Directions of the short side, σ, those of the long side, products taken, a note."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,7 +80,8 @@ def truncated_svds(
         NumericsError: a value is NaN or infinite.
     """
     rows, columns = deltas.shape[1:]
-    lengths = torch.linalg.vector_norm(deltas, dim=2).double().cpu()
+    # What has no fp64, a Mac's graphics card, leaves it to the CPU.
+    lengths = torch.linalg.vector_norm(deltas, dim=2).cpu().double()
     if not lengths.numel() or not bool(_in_range(lengths.amax(dim=1)).all()):
         return [_rescaled(delta, rank, method, seed_name, tolerance) for delta in deltas]
     energies = lengths.square().sum(dim=1)
@@ -86,10 +90,8 @@ def truncated_svds(
     rank = min(rank, least)
     fast = method == "fast" or (method == "auto" and least > max(_SMALL, _SHARE * rank))
     if fast and rank:
-        found = [
-            (x.u, x.s, x.v, x.half_passes, "")
-            for x in leading(wide, rank, energy=energies, tolerance=tolerance, seed_name=seed_name)
-        ]
+        some = leading(wide, rank, energy=energies, tolerance=tolerance, seed_name=seed_name)
+        found = [_settled(one, matrix, method) for one, matrix in zip(some, wide, strict=True)]
     else:
         found = [_exact(matrix, rank) for matrix in wide]
     return [
@@ -100,6 +102,16 @@ def truncated_svds(
     ]
 
 
+def _settled(found: Leading, wide: Tensor, method: str) -> Found:
+    """Return what was found, or what "auto" takes instead where it did not converge."""
+    note = ""
+    if found.worth:
+        note = f"stopped after {found.half_passes} products; one more is worth {found.worth:.2%}"
+        if method == "auto":
+            return (*_exact(wide, len(found.s))[:4], f"{note}, so decomposed exactly")
+    return found.u, found.s, found.v, found.half_passes, note
+
+
 def _finished(
     delta: Tensor, usv: tuple[Tensor, Tensor, Tensor], energy: float, passes: int, note: str
 ) -> TruncatedSvd:
@@ -108,7 +120,7 @@ def _finished(
     live = numerical_rank(usv[1], (len(u), len(v)))
     result = TruncatedSvd(
         u=u[:, :live],
-        s=usv[1][:live].to(delta.device),
+        s=usv[1][:live].cpu(),
         v=v[:, :live],
         energy_total=energy,
         residual=0.0,
@@ -202,9 +214,10 @@ def _rescaled(
         empty = torch.zeros(0, dtype=torch.float64, device=delta.device)
         u, v = delta.new_zeros(delta.shape[0], 0), delta.new_zeros(delta.shape[1], 0)
         return TruncatedSvd(u=u, s=empty, v=v, energy_total=0.0, residual=0.0, exact=True)
-    power = 2.0 ** math.frexp(size)[1]
+    exponent = math.frexp(size)[1]
+    power = 2.0**exponent
     found = truncated_svd(
-        delta.double().div(power).to(delta.dtype),
+        (delta / 2.0 ** (exponent // 2)) / 2.0 ** (exponent - exponent // 2),
         rank=rank,
         method=method,
         seed_name=seed_name,
@@ -213,13 +226,15 @@ def _rescaled(
     return replace(found, s=found.s * power, energy_total=found.energy_total * power**2)
 
 
-def _exact(wide: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, int, str]:
+def _exact(wide: Tensor, rank: int) -> Found:
     """Take the eigenvectors of the Gram matrix [m, m] of wide [m, n] in fp64.
 
     The values are fp32, so what is below 6e-8 of the largest is rounding; the square root of eps
     in fp64 is a quarter of that.
     """
     note = ""
+    if wide.device.type == "mps":
+        wide = wide.cpu()
     try:
         values, vectors = torch.linalg.eigh(_gram(wide))
     except RuntimeError:
@@ -252,12 +267,12 @@ def _measured(delta: Tensor, found: TruncatedSvd) -> TruncatedSvd:
     energy, captured = found.energy_total, float((found.s**2).sum())
     rest = energy - captured
     if rest < _CANCELS * energy:
-        scaled = found.u * found.s.to(found.u)
+        scaled = found.u * found.s.to(found.u.dtype).to(found.u.device)
         rest, step = 0.0, max(1, _BLOCK // delta.shape[1])
         for start in range(0, delta.shape[0], step):
             rows = slice(start, start + step)
             left = torch.addmm(delta[rows], scaled[rows], found.v.T, alpha=-1.0)
-            norms = torch.linalg.vector_norm(left, dim=1).double()
+            norms = torch.linalg.vector_norm(left, dim=1).cpu().double()
             rest += float((norms**2).sum())
         energy = captured + rest
     return replace(found, residual=math.sqrt(rest / energy), energy_total=energy)

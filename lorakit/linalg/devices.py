@@ -36,7 +36,7 @@ def stacked(matrices: Iterable[Tensor], count: int, device: torch.device) -> Ten
             # An event that was never recorded is over at once.
             event.synchronize()
         room.copy_(first if place == 0 else next(following))
-        result[place].copy_(room, non_blocking=True)
+        result[place].copy_(room, non_blocking=pinned)
         if event is not None:
             event.record()
     return result

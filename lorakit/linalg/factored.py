@@ -174,7 +174,7 @@ class Decomposition:
             for turn, core in zip((self.left, self.right), self.cores, strict=True)
         )
         u, v = fixed_signs(u, v)
-        return Svd(u=u, s=self.s[:rank].to(self.like.device), v=v)
+        return Svd(u=u, s=self.s[:rank].cpu(), v=v)
 
 
 def svd(factors: Factors) -> Svd:
@@ -184,7 +184,7 @@ def svd(factors: Factors) -> Svd:
         factors: on any device, in fp32 or fp64.
 
     Returns:
-        u and v in the dtype of the factors, s in fp64, all on their device.
+        u and v in the dtype and on the device of the factors, s in fp64 on the CPU.
 
     Cost: see `decomposed`.
     """

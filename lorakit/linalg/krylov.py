@@ -32,13 +32,15 @@ _STARTS = 64
 class Leading:
     """What was found of one matrix: u [m, k], s [k] in fp64, v [n, k], after how many half passes.
 
-    u and v are views of rows that lie one after another.
+    u and v are views of rows that lie one after another. `worth` is 0, or what one more half pass
+    is estimated to be worth of the error where it had to stop before that was little.
     """
 
     u: Tensor
     s: Tensor
     v: Tensor
     half_passes: int
+    worth: float = 0.0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -145,7 +147,7 @@ class _Bidiagonalisation:
         newest = slice(old.used - width, old.used)
         block = _times(old.storage[:, newest], self.matrix if grow_right else self.matrix.mT)
         if self.top is None:
-            self.top = torch.linalg.vector_norm(block, dim=(1, 2)).double().cpu()
+            self.top = torch.linalg.vector_norm(block, dim=(1, 2)).cpu().double()
         before = new.used
         found = new.append(block, 16 * torch.finfo(block.dtype).eps * self.top)
         if grow_right:
@@ -198,14 +200,17 @@ def leading(
     )
     start = _start(seed_name, block, rows).to(matrix).expand(count, block, rows)
     work.left.append(start.clone(), torch.zeros(count, dtype=torch.float64))
-    while work.half_passes < _MOST_HALF_PASSES and not work.exhausted:
+    worth = torch.full((count,), math.inf, dtype=torch.float64)
+    while work.half_passes < _MOST_HALF_PASSES and float(worth.max()) >= tolerance:
         work.half_pass(block, rank)
-        if _worth_of_another(work.captured, energy) < tolerance:
-            break
-    return [_leading(work, place, rank) for place in range(count)]
+        worth = _worth_of_another(work.captured, energy)
+        if work.exhausted:
+            worth.zero_()
+    left = torch.where(worth < tolerance, 0.0, worth).tolist()
+    return [_leading(work, place, rank, left[place]) for place in range(count)]
 
 
-def _leading(work: _Bidiagonalisation, place: int, rank: int) -> Leading:
+def _leading(work: _Bidiagonalisation, place: int, rank: int, worth: float) -> Leading:
     u, s, v = core_svd(work.small()[place])
     left, right = work.left.rows[place], work.right.rows[place]
     return Leading(
@@ -213,6 +218,7 @@ def _leading(work: _Bidiagonalisation, place: int, rank: int) -> Leading:
         s=s[:rank],
         v=(v[:, :rank].T.to(right) @ right).T,
         half_passes=work.half_passes,
+        worth=worth,
     )
 
 
@@ -221,21 +227,21 @@ def _start(seed_name: str, block: int, rows: int) -> Tensor:
     return gaussian(f"{seed_name} {rows}", (block, rows))
 
 
-def _worth_of_another(captured: list[Tensor], energy: Tensor) -> float:
-    """Return how much smaller one more half pass would make the error, relative, at the most.
+def _worth_of_another(captured: list[Tensor], energy: Tensor) -> Tensor:
+    """Return how much smaller one more half pass would make each error, relative, [b].
 
     The gain of the next one continues the last ones: by the last ratio or, because on a rectangle
     one side gains more than the other, by the mean of the last two.
     """
     if len(captured) < 3:
-        return math.inf
+        return torch.full_like(energy, math.inf)
     gains = [after - before for before, after in pairwise(captured[-4:])]
     rest = torch.maximum(energy - captured[-1], _LEAST_REST * energy)
     last = gains[-1].clamp(min=0)
     ratio = _ratio(last, gains[-2])
     if len(gains) > 2:
         ratio = torch.maximum(ratio, _ratio(last, gains[-3]).sqrt())
-    return float((last * ratio / (2 * rest)).max())
+    return last * ratio / (2 * rest)
 
 
 def _ratio(gain: Tensor, before: Tensor) -> Tensor:

@@ -227,8 +227,8 @@ def _picked(found: Svd, order: Tensor) -> Svd:
     """Return some of the directions, in an order; all of them as they are where it is theirs."""
     if torch.equal(order, torch.arange(len(found.s))):
         return found
-    order = order.to(found.s.device)
-    return Svd(u=found.u[:, order], s=found.s[order], v=found.v[:, order])
+    there = order.to(found.u.device)
+    return Svd(u=found.u[:, there], s=found.s[order], v=found.v[:, there])
 
 
 def _host(found: Svd) -> Svd:
