@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from lorakit.cli import lorakit
+from lorakit.cli import load_command, lorakit
 from lorakit.names.architectures import Architecture
 from lorakit.names.families import ARCHITECTURES
 
@@ -38,7 +38,9 @@ layouts, in `tests/oracle/test_architectures.py`.
 
 def command_page() -> str:
     """Return the page of the command line: the group's help, then each command's."""
-    return "\n".join([HEAD, *_sections("lorakit", lorakit)])
+    commands = (_sections(f"lorakit {name}", load_command(name)) for name in lorakit.commands)
+    sections = [_section("lorakit", lorakit), *(one for found in commands for one in found)]
+    return "\n".join([HEAD, *sections])
 
 
 def _sections(title: str, command: click.Command) -> list[str]:

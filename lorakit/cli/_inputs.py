@@ -89,6 +89,19 @@ def side_record(model: str | Path | None, loaded: Loaded) -> dict[str, Any]:
     return loras if model is None else {**model_record(model), **loras}
 
 
+def check_there(*paths: str | Path) -> None:
+    """Check that there is something, before torch is imported: a mistyped name is said at once.
+
+    Raises:
+        FileFormatError: there is nothing.
+    """
+    from lorakit.tensorfile.reading import reading
+
+    for path in map(Path, paths):
+        with reading(path):
+            path.stat()
+
+
 def read_presets(path: Path | None) -> UserPresets:
     """Read the user's own presets, the web UI's lbwpresets.txt."""
     if path is None:
@@ -129,6 +142,7 @@ def load_stack(
     allow_unmatched: bool = False,
 ) -> Loaded:
     """Read the LoRAs of a stack, each file once, and resolve their strengths."""
+    check_there(*(spec.path for spec in specs))
     from lorakit.lorafile import load_lora
     from lorakit.operations.strength import strength_of
 
@@ -165,6 +179,7 @@ def open_expression(
     device: str = "cpu",
 ) -> "tuple[TensorSource, Loaded]":
     """Open a model, with its LoRAs added on paper; return these LoRAs too."""
+    check_there(spec.path)
     from lorakit.compute import Compute
     from lorakit.operations.apply import apply
     from lorakit.tensorfile.source import open_source

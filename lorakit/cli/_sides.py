@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.cli._inputs import (
     Loaded,
     UserPresets,
+    check_there,
     load_stack,
     lora_sum,
     model_spec,
@@ -45,6 +46,7 @@ def open_sides(
     """
     sums = lora_sum(original), lora_sum(tuned)
     before, after = (terms[0].path for terms in sums)
+    check_there(before, after)
     kinds = is_lora(before), is_lora(after)
     if kinds[0] != kinds[1]:
         lora, model = (before, after) if kinds[0] else (after, before)
