@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from lorakit.cli._completion import DEVICES, complete_names, complete_path
 from lorakit.cli._guard import guarded
 from lorakit.cli._pages import keep_pages
 from lorakit.errors import SpecError
@@ -111,6 +112,7 @@ _WRITING: tuple[Callable[[F], F], ...] = (
         "--device",
         default="auto",
         show_default=True,
+        shell_complete=complete_names(DEVICES),
         help="Where the linear algebra runs: auto, cpu, cuda, cuda:N or mps.",
     ),
     click.option("--threads", type=click.IntRange(min=1), help="Workers; a core each if left out."),
@@ -160,6 +162,7 @@ presets_file_option = click.option(
 against_option = click.option(
     "--against",
     metavar="MODEL",
+    shell_complete=complete_path,
     help="The model that DoRA, OFT, GLoRA and IA3 are taken on: their change depends on it.",
 )
 to_option = click.option(

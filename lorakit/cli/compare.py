@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lorakit.cli._compare_view import show_comparison
+from lorakit.cli._completion import DEVICES, complete_names, complete_sum
 from lorakit.cli._guard import guarded
 from lorakit.cli._inputs import (
     load_stack,
@@ -34,11 +35,17 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="A B...")
+@click.argument("inputs", nargs=-1, required=True, metavar="A B...", shell_complete=complete_sum)
 @presets_file_option
 @against_option
 @click.option("--rank", type=click.IntRange(min=1), help="Tell what this rank keeps of the sum.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    shell_complete=complete_names(DEVICES),
+    help="auto, cpu, cuda, cuda:N or mps.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Workers; a core each if left out.")
 @click.option("--memory", type=Size(), help="Bytes in flight at once, such as 256M or 2G.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from lorakit.cli._completion import DEVICES, complete_names
 from lorakit.cli._guard import FAILED, guarded
 from lorakit.cli._options import Common
 from lorakit.cli._pages import keep_pages
@@ -81,6 +82,7 @@ class Checked:
     "--device",
     default="auto",
     show_default=True,
+    shell_complete=complete_names(DEVICES),
     help="Where the linear algebra runs: auto, cpu, cuda, cuda:N or mps.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
