@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the commands' own help and docs/architectures.md from the tables.
+"""Write the pages that follow from the code: cli.md, architectures.md and api.md.
 
 python docs/generate.py          writes
 python docs/generate.py --check  fails if a page differs
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import click
+from api import api_page
 
 from lorakit.cli import load_command, lorakit
 from lorakit.names.architectures import Architecture
@@ -84,7 +85,7 @@ def _ids(blocks: tuple[str, ...]) -> str:
     return " ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-PAGES = {"cli.md": command_page, "architectures.md": architecture_page}
+PAGES = {"cli.md": command_page, "architectures.md": architecture_page, "api.md": api_page}
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ class RankRule:
         sv_ratio: those with σ > σ₁ / sv_ratio.
         sv_sum: the fewest with this share of Σσ.
         size: bytes of the whole file.
-        threshold: those with this score, a logarithm to base 10, or a larger one; see `Scorer`.
+        threshold: those with this score, a logarithm to base 10, or a larger one.
 
     Raises:
         SpecError: a number is out of range, or two rules are given.
