@@ -116,6 +116,7 @@ def lora_specs(
 
     Raises:
         SpecError: one cannot be read, or a tag names no file.
+        FileFormatError: there is no file.
     """
 
     def find(name: str) -> str:
@@ -131,6 +132,7 @@ def lora_specs(
         specs += parse_prompt(prompt, find)
     if not specs:
         raise SpecError("No LoRA was named; give LORA arguments, or --prompt with <lora:…> tags.")
+    check_there(*(spec.path for spec in specs))
     return tuple(specs)
 
 
@@ -142,7 +144,6 @@ def load_stack(
     allow_unmatched: bool = False,
 ) -> Loaded:
     """Read the LoRAs of a stack, each file once, and resolve their strengths."""
-    check_there(*(spec.path for spec in specs))
     from lorakit.lorafile import load_lora
     from lorakit.operations.strength import strength_of
 

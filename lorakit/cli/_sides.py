@@ -46,7 +46,6 @@ def open_sides(
     """
     sums = lora_sum(original), lora_sum(tuned)
     before, after = (terms[0].path for terms in sums)
-    check_there(before, after)
     kinds = is_lora(before), is_lora(after)
     if kinds[0] != kinds[1]:
         lora, model = (before, after) if kinds[0] else (after, before)
@@ -69,6 +68,7 @@ def open_sides(
 
 def is_lora(path: str) -> bool:
     """Tell whether a path is a LoRA, a file or a PEFT folder, and no model."""
+    check_there(path)
     from lorakit.peftfolder import is_peft_folder
     from lorakit.tensorfile.source import open_source
 

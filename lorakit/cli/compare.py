@@ -70,17 +70,17 @@ def compare(
     LoRAs take strengths as in merge. Of three models or more the first is the base: the changes of
     the others from it are compared, which tells whether one is a merge of the others.
     """
-    from lorakit.compute import Compute
-
     keep_pages()
     presets = read_presets(presets_file)
-    compute = Compute.of(device=device, threads=threads, memory=memory)
     kinds = [_is_lora(text) for text in inputs]
     if len(set(kinds)) > 1:
         raise SpecError(
             f"{inputs[kinds.index(True)]} is a LoRA and {inputs[kinds.index(False)]} a model; "
             "compare LoRAs with LoRAs, models with models."
         )
+    from lorakit.compute import Compute
+
+    compute = Compute.of(device=device, threads=threads, memory=memory)
     if kinds[0]:
         found = _loras(inputs, presets, against, rank, compute, quiet=quiet or as_json)
     elif rank is not None or against is not None:
