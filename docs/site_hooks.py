@@ -24,7 +24,7 @@ CODE = re.compile(r"(^ *```.*?^ *```$)", re.M | re.S)
 LINK = re.compile(r"\]\(([^)#:\s]+)")
 NAMED = re.compile(r"(?<![\[`])`((?:tests|examples|lorakit|benchmarks|docs)/[\w/.-]+\.py)`(?!\])")
 BETWEEN_WIDE_LETTERS = re.compile(
-    r"(?<=[\u3000-\u9fff\uff00-\uffef])\n(?=[\u3000-\u9fff\uff00-\uffef])"
+    r"(?<=[\u3000-\u9fff\uff00-\uffef])\n *(?=[\u3000-\u9fff\uff00-\uffef])"
 )
 ASKED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=\W?(?:https?:)?//.*?>")
 SOURCE = """---
@@ -127,20 +127,15 @@ def _folder(folder: str, pages: Mapping[str, str]) -> list[Any]:
     index = pages.get(f"{folder}/index.md", "")
     inside = [path for path in sorted(pages) if posixpath.dirname(path) == folder]
     inside.sort(key=lambda path: _place(index, posixpath.basename(path)))
-    below = sorted({path.split("/")[folder.count("/") + 1] for path in _under(folder, pages)})
-    below.sort(key=lambda name: _place(index, f"{name}/"))
-    return inside + [
-        {
-            _title(pages.get(f"{folder}/{name}/index.md", ""), name): _folder(
-                f"{folder}/{name}", pages
-            )
-        }
-        for name in below
-    ]
+    below = sorted({_below(folder, path) for path in pages} - {""})
+    below.sort(key=lambda path: _place(index, f"{posixpath.basename(path)}/"))
+    return inside + [{_title(inner, pages): _folder(inner, pages)} for inner in below]
 
 
-def _under(folder: str, pages: Mapping[str, str]) -> Iterator[str]:
-    return (p for p in pages if p.startswith(f"{folder}/") and posixpath.dirname(p) != folder)
+def _below(folder: str, path: str) -> str:
+    """Return the folder in a folder that a page is in, or nothing."""
+    name, deeper, _ = path.removeprefix(f"{folder}/").partition("/")
+    return f"{folder}/{name}" if path.startswith(f"{folder}/") and deeper else ""
 
 
 def _place(index: str, name: str) -> int:
@@ -148,9 +143,9 @@ def _place(index: str, name: str) -> int:
     return -1 if name == "index.md" else found if found >= 0 else len(index)
 
 
-def _title(text: str, name: str) -> str:
-    heading = re.search(r"^# (.+)$", text, re.M)
-    return heading[1] if heading else name
+def _title(folder: str, pages: Mapping[str, str]) -> str:
+    heading = re.search(r"^# (.+)$", pages.get(f"{folder}/index.md", ""), re.M)
+    return heading[1] if heading else posixpath.basename(folder)
 
 
 def misread(markdown: str) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lorakit.cli._compare_view import show_comparison
-from lorakit.cli._completion import DEVICES, complete_names, complete_sum
+from lorakit.cli._completion import complete_sum
 from lorakit.cli._guard import guarded
 from lorakit.cli._inputs import (
     load_stack,
@@ -20,7 +20,7 @@ from lorakit.cli._inputs import (
     open_expression,
     read_presets,
 )
-from lorakit.cli._options import Size, against_option, presets_file_option
+from lorakit.cli._options import Size, against_option, device_option, presets_file_option
 from lorakit.cli._pages import keep_pages
 from lorakit.cli._progress import watching
 from lorakit.cli._sides import is_lora
@@ -39,13 +39,7 @@ if TYPE_CHECKING:
 @presets_file_option
 @against_option
 @click.option("--rank", type=click.IntRange(min=1), help="Tell what this rank keeps of the sum.")
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    shell_complete=complete_names(DEVICES),
-    help="auto, cpu, cuda, cuda:N or mps.",
-)
+@device_option
 @click.option("--threads", type=click.IntRange(min=1), help="Workers; a core each if left out.")
 @click.option("--memory", type=Size(), help="Bytes in flight at once, such as 256M or 2G.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")

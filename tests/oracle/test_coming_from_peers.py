@@ -14,14 +14,12 @@ from lorakit.methods.delta import Delta
 from lorakit.methods.method import Method
 from lorakit.methods.table import combine
 from tests.oracle.test_coming_from import per_cent, stands
+from tests.oracle.test_methods_peers_elementwise import mergekit, sparsify
 from tests.reference import relative_error
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     peft = pytest.importorskip("peft")
-    registry = pytest.importorskip("mergekit.merge_methods.registry")
-    base = pytest.importorskip("mergekit.merge_methods.base")
-    sparsify = pytest.importorskip("mergekit.sparsify")
 
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]
 FP32 = 1e-5
@@ -136,15 +134,10 @@ def change(seed: int, rows: int = 64, columns: int = 80) -> Factors:
     )
 
 
-def mergekit(name: str, weights: Sequence[float], **more: Any) -> Tensor:
-    ids = [str(number) for number in range(len(weights))]
+def theirs(weights: Sequence[float], **more: Any) -> Tensor:
+    """Merge by mergekit's ties."""
     tensors = [dense(change(number)) for number in range(len(weights))]
-    group = base.TensorGroup.from_tensors(
-        [torch.zeros_like(tensors[0]), *tensors], ids=["base", *ids], base_index=0
-    )
-    more["weight"] = dict(zip(ids, weights, strict=True))
-    found: Tensor = registry.get(name)([group], parameters=more)[0]
-    return found
+    return mergekit("ties", tensors, weights, **more)
 
 
 def ours(weights: Sequence[float]) -> Tensor:
@@ -157,17 +150,17 @@ def ours(weights: Sequence[float]) -> Tensor:
 
 
 def test_mergekit_ties_does_not_know_half_from_whole_and_ours_does() -> None:
-    half, whole = mergekit("ties", (0.5, 0.5)), mergekit("ties", (1.0, 1.0))
+    half, whole = theirs((0.5, 0.5)), theirs((1.0, 1.0))
     assert relative_error(half, whole) < FP32
     assert relative_error(ours((0.5, 0.5)), 0.5 * ours((1.0, 1.0))) < FP32
-    bare = [mergekit("ties", (weight, weight), normalize=False) for weight in (0.5, 1.0)]
+    bare = [theirs((weight, weight), normalize=False) for weight in (0.5, 1.0)]
     assert relative_error(bare[0], 0.5 * bare[1]) < FP32
     stands("mergekit", "at weights 0.5 and 0.5 | what it gives at 1 and 1 | half of that |")
 
 
 def test_mergekit_ties_of_one_at_minus_one_is_plus_one() -> None:
     meant = -dense(change(0))
-    assert relative_error(mergekit("ties", (-1.0,)), -meant) < FP32
+    assert relative_error(theirs((-1.0,)), -meant) < FP32
     assert relative_error(ours((-1.0,)), meant) < FP32
     stands("mergekit", "`ties`, one model at −1 | +1 times its change | −1 times it |")
 
