@@ -203,6 +203,7 @@ class Applied:
     Args:
         base: the source that the ΔW are added to.
         addends: key -> what is added there.
+        metadata: the text beside the tensors.
         device: where the sums are made.
     """
 

@@ -57,7 +57,10 @@ class Output:
 def save_lora(path: str | Path, lora: LoraFile, *, output: Output | None = None) -> Written:
     """Write a LoRA: factors cast once, keys sorted, metadata made true.
 
-    A path that ends in `.safetensors` becomes a file; with the PEFT dialect it becomes a folder.
+    Args:
+        path: what ends in `.safetensors` becomes a file; with the PEFT dialect others are folders.
+        lora: the LoRA.
+        output: dtype, names, metadata; without it all as it is, and no file is replaced.
 
     Raises:
         OutputError: the output exists, is an input, or cannot be written.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lorakit.cli._completion import complete_path
 from lorakit.cli._guard import guarded
 from lorakit.cli._inspect_view import (
     NORM,
@@ -35,7 +36,7 @@ __all__ = ["blocks_table", "inspect"]
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", shell_complete=complete_path)
 @click.option(
     "--blocks",
     is_flag=True,
@@ -47,6 +48,7 @@ __all__ = ["blocks_table", "inspect"]
 @click.option(
     "--against",
     metavar="MODEL",
+    shell_complete=complete_path,
     help="‖ΔW‖ / ‖W‖ in this model; DoRA, OFT, GLoRA and IA3 are taken on it.",
 )
 @click.option("--metadata", is_flag=True, help="All that the metadata says, in plain words.")

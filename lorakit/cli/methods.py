@@ -6,13 +6,14 @@ from dataclasses import asdict
 
 import click
 
+from lorakit.cli._completion import complete_names
 from lorakit.cli._guard import guarded
 from lorakit.errors import SpecError
 from lorakit.methods.menu import FAMILIES, MENU, PARAMETERS, Entry
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_names(tuple(MENU)))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("-v", "--verbose", count=True, help="-vv shows tracebacks.")
 @guarded

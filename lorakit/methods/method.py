@@ -21,7 +21,7 @@ class Method:
     """How the ΔW of one module are combined; what is left out takes the method's default.
 
     Args:
-        name: one of `menu.MENU`.
+        name: one of those that `lorakit methods` lists.
         space: where an elementwise method acts: "full", "core" or "knots".
         density: the share of the elements that is kept.
         epsilon: della: how far the chance of keeping an element is from `density` at most.

@@ -39,7 +39,7 @@ def convert(
         plain: make LoRAs of LoHa, LoKr, GLoRA, OFT, DoRA and full differences.
         rule: how much to keep of what is made plain; without one its numerical rank.
         against: the model that DoRA and its likes are taken on, for `plain`.
-        repair: mend the faults that `repaired` knows, each with a note.
+        repair: mend known faults of other tools, each with a note.
         compute: device, workers, bytes in flight.
         progress: called with (what, done, total).
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lorakit.cli import lorakit
+from lorakit.cli import load_command
 from lorakit.cli._inputs import model_record
 from lorakit.cli._method import method_parameters
 from lorakit.cli._recipe import COMMANDS, OPTIONS
@@ -318,7 +318,7 @@ NO_MATTER = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_in_the_recipe_or_shapes_no_byte(command: str) -> None:
     """Whoever adds an option has to say which, so that `--recipe` keeps its promise."""
-    names = {str(parameter.name) for parameter in lorakit.commands[command].params}
+    names = {str(parameter.name) for parameter in load_command(command).params}
     recorded = {SPELLED.get(name, name) for name in names - INPUTS - NO_MATTER}
     assert recorded <= {"into", "against", *OPTIONS}
 

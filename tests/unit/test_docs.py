@@ -14,8 +14,12 @@ from lorakit.names.presets import NAMES
 from tests.helpers import run
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_CODE = [p for p in PAGES if re.search(r"```(console|python)\n", p.read_text("utf-8"))]
+
+
+def named(page: Path) -> str:
+    return page.relative_to(ROOT).with_suffix("").as_posix().removeprefix("docs/")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -35,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", WITH_CODE, ids=named)
 def test_every_command_and_every_line_of_python_runs(page: Path, folder: Path) -> None:
     commands = [
         line.removeprefix("$ ")
@@ -54,10 +58,10 @@ def test_every_command_and_every_line_of_python_runs(page: Path, folder: Path) -
     assert commands or names
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_link_and_every_test_that_is_named_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
         assert (page.parent / target).exists(), target
     for target in re.findall(r"`(tests/[\w/.]+)`", text):
         assert (ROOT / target).exists(), target
