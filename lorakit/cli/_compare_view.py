@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from lorakit.cli._render import results
+from lorakit.cli._render import say, show_table
 from lorakit.cli._words import printable
 
 if TYPE_CHECKING:
@@ -22,16 +22,15 @@ Pairs = Sequence[tuple[int, int]]
 def show_comparison(found: "Comparison", *, quiet: bool = False, verbose: int = 0) -> None:
     """Print a comparison: the names, a row a layer if asked, a row a block, and the advice."""
     for note in found.notes:
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
     for name, count in found.only_in.items():
         click.echo(f"{name} has {count} layers that not all of them have", err=True)
     if not quiet:
-        console = results()
-        console.print(_norms(found))
+        show_table(_norms(found))
         if verbose:
-            console.print(_table(found, found.rows, layers=True))
-        console.print(_table(found, (*found.blocks, found.total)))
-    click.echo(found.advice)
+            show_table(_table(found, found.rows, layers=True))
+        show_table(_table(found, (*found.blocks, found.total)))
+    say(found.advice)
 
 
 def _norms(found: "Comparison") -> Table:
