@@ -45,10 +45,10 @@ def a_table(columns: int, last: str = "") -> Table:
 
 def test_no_number_is_cut_where_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = narrow(monkeypatch)
-    for columns in (5, 6, 9):
+    for columns in (5, 7, 9):
         show_table(a_table(columns))
     fits, close, wide = terminal.getvalue().splitlines()[1::2]
-    assert fits == "  ".join(["0.031"] * 5) and close == " ".join(["0.031"] * 6)
+    assert fits == "  ".join(["0.031"] * 5) and close == " ".join(["0.031"] * 7)
     assert wide == " ".join(["0.031"] * 9), "the terminal goes on in the next line"
 
 
@@ -62,11 +62,11 @@ def test_a_long_name_is_whole_and_moves_no_number(monkeypatch: pytest.MonkeyPatc
 def test_lines_have_no_spaces_at_their_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = narrow(monkeypatch)
     table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_row("a", "a long text that goes over the end of the line, twice even, and is whole")
+    table.add_row("a", "a long text that goes over the end of the line and is whole")
     table.add_row("b", "short")
     show_table(table, folded=True)
     lines = terminal.getvalue().splitlines()
-    assert len(lines) > 3 and all(line == line.rstrip() and len(line) <= 40 for line in lines)
+    assert len(lines) == 3 and all(line == line.rstrip() and len(line) <= 40 for line in lines)
 
 
 def test_sentences_break_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
