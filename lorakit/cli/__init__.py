@@ -8,6 +8,7 @@ from types import TracebackType
 import click
 
 from lorakit.cli._guard import INTERRUPTED, Refused, WrongUsage
+from lorakit.cli._letters import never_fail_on_a_letter
 from lorakit.version import VERSION
 
 __all__ = ["MENU", "load_command", "lorakit", "main"]
@@ -68,7 +69,7 @@ def lorakit() -> None:
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
-        _never_fail_on_a_letter(stream)
+        never_fail_on_a_letter(stream)
     sys.excepthook = _say_once
     try:
         sys.exit(lorakit.main(standalone_mode=False, prog_name="lorakit") or 0)
@@ -81,13 +82,6 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("lorakit: interrupted, nothing was written.", err=True)
         sys.exit(INTERRUPTED)
-
-
-def _never_fail_on_a_letter(stream: object) -> None:
-    """A console or file in a legacy code page shows '?' for a letter that it lacks."""
-    reconfigure = getattr(stream, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="replace")
 
 
 def _say_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

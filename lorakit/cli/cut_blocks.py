@@ -169,7 +169,7 @@ def _blocks(
 
 
 def _list_blocks(*, paths: list[str], as_json: bool, verbose: int = 0) -> None:
-    from lorakit.cli._render import results
+    from lorakit.cli._render import show_table
     from lorakit.cli.inspect import blocks_table
     from lorakit.operations.inspect import inspect
 
@@ -180,4 +180,4 @@ def _list_blocks(*, paths: list[str], as_json: bool, verbose: int = 0) -> None:
     if as_json:
         click.echo(json.dumps(found.as_dict(), sort_keys=True))
         return
-    results().print(blocks_table(found.blocks))
+    show_table(blocks_table(found.blocks))

@@ -15,7 +15,7 @@ from rich.text import Text
 from lorakit.cli._guard import FAILED, guarded
 from lorakit.cli._inspect_view import pairs
 from lorakit.cli._progress import watching
-from lorakit.cli._render import bytes_text, results
+from lorakit.cli._render import bytes_text, show_table
 from lorakit.cli._words import in_words, printable, shortened
 from lorakit.errors import SpecError
 from lorakit.report import SCHEMA, name_some
@@ -124,7 +124,8 @@ def show(*, file: Path, as_json: bool, verbose: int) -> None:
     elif not told:
         click.echo(f"{printable(str(file))} has no metadata.")
     else:
-        results().print(pairs({key: in_words(key, text) for key, text in sorted(told.items())}))
+        told_in_words = {key: in_words(key, text) for key, text in sorted(told.items())}
+        show_table(pairs(told_in_words), folded=True)
 
 
 @metadata.command("set")
@@ -171,7 +172,7 @@ def hash_(*, file: Path, target: Target) -> bool:
     if target.as_json:
         _echo("hash", file, {"hashes": [_as_dict(one) for one in found]})
     elif not target.quiet:
-        results().print(_hash_table(found))
+        show_table(_hash_table(found), folded=True)
     return all(one.right is not False for one in found)
 
 
@@ -208,7 +209,7 @@ def _show_written(
         for key, text in changed.items()
     }
     rows |= dict.fromkeys(removed, "removed")
-    results().print(pairs({**rows, "written": written}))
+    show_table(pairs({**rows, "written": written}), folded=True)
 
 
 def _verdict(found: Hash) -> str:

@@ -14,7 +14,7 @@ from lorakit.cli._guard import FAILED, guarded
 from lorakit.cli._options import Common, device_option
 from lorakit.cli._pages import keep_pages
 from lorakit.cli._progress import watching
-from lorakit.cli._render import results
+from lorakit.cli._render import say, show_table
 from lorakit.errors import FileFormatError, LorakitError
 from lorakit.report import SCHEMA, name_some
 
@@ -107,8 +107,8 @@ def verify(
         click.echo(json.dumps(_as_dict(checked), sort_keys=True))
     elif not quiet:
         for note in checked.notes:
-            click.echo(f"note: {note}", err=True)
-        results().print(_table(checked))
+            say(f"note: {note}", err=True)
+        show_table(_table(checked), folded=True)
     if not checked.fine:
         context.exit(FAILED)
 
