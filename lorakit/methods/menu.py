@@ -35,6 +35,7 @@ class Entry:
         flavors: whose conventions it can follow.
         flavor_defaults: flavor -> parameter -> default, where it differs.
         votes: whether the LoRAs elect a sign for each element.
+        averages: whether LoRAs at strength 1 each give their mean, not their sum.
         random: whether it draws masks, from `seed`.
     """
 
@@ -46,6 +47,7 @@ class Entry:
     flavors: tuple[str, ...] = ("lorakit",)
     flavor_defaults: Mapping[str, Mapping[str, float | str | bool]] = field(default_factory=dict)
     votes: bool = False
+    averages: bool = False
     random: bool = False
 
     @property
@@ -78,6 +80,7 @@ MENU: Mapping[str, Entry] = {
         flavors=_ALL,
         flavor_defaults={"paper": {"scope": "model"}, "mergekit": {"density": 1.0}},
         votes=True,
+        averages=True,
     ),
     "dare-linear": Entry(
         family="elementwise",
@@ -98,6 +101,7 @@ MENU: Mapping[str, Entry] = {
         flavors=_ALL,
         flavor_defaults={"mergekit": {"density": 1.0}},
         votes=True,
+        averages=True,
         random=True,
     ),
     "della": Entry(
@@ -119,6 +123,7 @@ MENU: Mapping[str, Entry] = {
         flavors=("lorakit", "paper", "mergekit"),
         flavor_defaults={"mergekit": {"density": 1.0}},
         votes=True,
+        averages=True,
         random=True,
     ),
     "breadcrumbs": Entry(
@@ -139,6 +144,7 @@ MENU: Mapping[str, Entry] = {
         flavors=("lorakit", "mergekit"),
         flavor_defaults={"mergekit": {"density": 1.0}},
         votes=True,
+        averages=True,
     ),
     "magnitude": Entry(
         family="elementwise",
@@ -156,6 +162,7 @@ MENU: Mapping[str, Entry] = {
         defaults={"density": 1.0},
         flavors=("lorakit", "mergekit"),
         votes=True,
+        averages=True,
     ),
     "slerp": Entry(
         family="angular",
@@ -183,6 +190,7 @@ MENU: Mapping[str, Entry] = {
         purpose="Give each LoRA its own directions: the nearest orthogonal ones to all of them.",
         caution="LoRAs that share directions on purpose lose what they share.",
         paper="Gargiulo et al. 2024, arXiv 2412.00081",
+        averages=True,
     ),
     "iso-c": Entry(
         family="subspace",

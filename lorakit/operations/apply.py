@@ -64,7 +64,7 @@ def apply(
     Source: the web UI's sum; supermerger adds one LoRA after another and rounds each time.
     """
     model = open_model(base)
-    owners = () if method.plain else owners_of(stack)
+    owners = () if method.plain else owners_of(stack, random=method.entry.random)
     stack = _with_biases(model, _as_stored(model, stack))
     addends: dict[str, tuple[Addend, ...]] = {}
     rows: list[Row] = []

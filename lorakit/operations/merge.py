@@ -118,7 +118,7 @@ def modules_of(
     if not stack:
         raise LorakitError("merge needs at least one LoRA, found none; name one or more files.")
     architecture_of(stack)
-    owners = () if method.plain else owners_of(stack)
+    owners = () if method.plain else owners_of(stack, random=method.entry.random)
     named = [(as_named(lora, dialect or stack[0][0].dialect), at) for lora, at in stack]
     return named, parts_of(named, owners)
 
