@@ -12,7 +12,7 @@ FAMILIES = {
     "subspace": "Subspace: on the singular directions, without a dense matrix",
 }
 PARAMETERS = {
-    "density": "the share of the elements (iso-cts: of the directions, common ones) that is kept",
+    "density": "the share of the elements that is kept",
     "epsilon": "how far the chance of keeping an element is from the density at most",
     "gamma": "the share of the largest elements that is left out",
     "seed": "of the random masks; the same seed gives the same bytes",
@@ -20,6 +20,7 @@ PARAMETERS = {
     "scope": "what the largest elements are chosen from: tensor, row or model",
     "space": "full: on ΔW; core, knots: in coordinates of the LoRAs, without loss in a LoRA",
 }
+OF_ALL = "--lambda, --normalize, --match-norm and --calibrate go with every method."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,12 @@ class Entry:
     def spaces(self) -> tuple[str, ...]:
         """Where it can act."""
         return SPACES if self.family == "elementwise" else ()
+
+    def meaning(self, parameter: str) -> str:
+        """Return what a parameter is, in one line."""
+        if parameter == "density" and self.family == "subspace":
+            return "the share of the directions that all LoRAs have in common"
+        return PARAMETERS[parameter]
 
 
 _ALL = FLAVORS
