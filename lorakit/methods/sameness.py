@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lorakit.linalg.factored import NOISE, Factors, distance
+from lorakit.linalg.factored import NOISE, Factors, distance, scaled
 from lorakit.linalg.tiles import part, places, sides_of
 from lorakit.methods.delta import Delta
 from lorakit.methods.sampling import elements_of, places_of
@@ -18,10 +18,10 @@ _NEAR = 1e-3
 
 
 def unified(deltas: Sequence[Delta]) -> list[Delta]:
-    """Let ΔW that are equal but for the rounding of fp32 be one: that of the first of them.
+    """Let ΔW that are equal but for their sign and the rounding of fp32 be that of the first.
 
     A LoRA and its copy in other factors, (10 · up, down / 10), differ in their last bits, and
-    these would decide an election where the two cancel.
+    these would decide an election where the two cancel. A sign goes into the strength.
 
     Args:
         deltas: of one module, all of one shape.
@@ -36,28 +36,32 @@ def unified(deltas: Sequence[Delta]) -> list[Delta]:
     some: list[Tensor] = []
     for delta in deltas:
         own = elements_of(delta.change, rows, columns)
-        alike = (d for d, other in zip(found, some, strict=True) if _near(own, other))
-        twin = next((d for d in alike if _equal(delta.change, d.change)), None)
-        found.append(delta if twin is None else replace(delta, change=twin.change))
-        some.append(own)
+        pairs = ((d, _sign(own, other)) for d, other in zip(found, some, strict=True))
+        twins = ((d, sign) for d, sign in pairs if sign and _equal(delta.change, d.change, sign))
+        twin, sign = next(twins, (delta, 1.0))
+        found.append(replace(delta, change=twin.change, strength=sign * delta.strength))
+        some.append(own * sign)
     return found
 
 
-def _near(one: Tensor, other: Tensor) -> bool:
-    return float((one - other).abs().max()) <= _NEAR * float(one.abs().max())
+def _sign(one: Tensor, other: Tensor) -> float:
+    """Return the sign with which some elements are equal, 0 where they are not."""
+    sign = -1.0 if float((one * other).sum()) < 0 else 1.0
+    near = float((one - sign * other).abs().max()) <= _NEAR * float(one.abs().max())
+    return sign if near else 0.0
 
 
-def _equal(one: Factors | Tensor, other: Factors | Tensor) -> bool:
+def _equal(one: Factors | Tensor, other: Factors | Tensor, sign: float) -> bool:
     if one is other:
-        return True
+        return sign > 0
     if isinstance(one, Factors) and isinstance(other, Factors):
-        return distance(_double(one), _double(other)) <= NOISE
+        return distance(_double(one), _double(scaled(other, sign))) <= NOISE
     off = whole = 0.0
     shape = int(one.shape[0]), int(one.shape[1])
     for place in places(shape, sides_of(shape)):
         tile = part(one, place).double()
         whole += float(tile.square().sum())
-        off += float((tile - part(other, place).double()).square().sum())
+        off += float((tile - sign * part(other, place).double()).square().sum())
     return math.sqrt(off) <= NOISE * math.sqrt(whole)
 
 

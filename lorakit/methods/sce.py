@@ -14,7 +14,7 @@ from lorakit.methods.method import Method
 from lorakit.methods.sampling import sample_of
 from lorakit.methods.stacking import Grid, Tiles, stacked
 from lorakit.methods.trimming import EVERYTHING, Cut, largest
-from lorakit.methods.voting import TINY, Ballot
+from lorakit.methods.voting import SLACK, TINY, Ballot
 
 _FAINT = 1e-6
 """Below it mergekit takes equal weights, and divides by it in place of a smaller weight."""
@@ -105,6 +105,7 @@ def sce(deltas: Sequence[Delta], method: Method, grid: Grid) -> tuple[Selected, 
         voices=[1.0] * len(deltas),
         strengths=weights,
         shares=weights,
+        slack=SLACK if lorakit else 0.0,
         tie=0.0 if lorakit else 1.0,
         least=TINY if lorakit else _FAINT,
     )

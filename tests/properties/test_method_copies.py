@@ -143,11 +143,13 @@ def test_equal_changes_are_one_and_others_are_not(dense: bool) -> None:
     half = Factors(up=one.up.half().double(), down=one.down)
     corner = Factors(up=one.up.clone(), down=one.down)
     corner.up[1] *= 1 + 1e-3
-    for other, same in ((near, True), (half, False), (corner, False), (change(1), False)):
+    opposite = Factors(up=one.up * -3.1, down=one.down / 3.1)
+    for other, sign in ((near, 1), (opposite, -1), (half, 0), (corner, 0), (change(1), 0)):
         x: Factors | Tensor = other.up @ other.down if dense else other
         found = unified([delta(one), delta(x)])
-        assert alone(found) == same
-        assert found[0].change is one and (found[1].change is one) == same
+        assert alone(found) == (sign != 0)
+        assert found[0].change is one and (found[1].change is one) == (sign != 0)
+        assert [d.strength for d in found] == [1.0, sign or 1.0]
     zero = torch.zeros(60, 44)
     assert alone(unified([delta(zero), delta(zero.clone())]))
 
