@@ -130,6 +130,12 @@ class Method:
             and self.lambda_ == 1.0
         )
 
+    @property
+    def without_noise(self) -> "Method":
+        """The plain sum with all that this method does to its own result."""
+        nothing = dict.fromkeys(("space", *self.entry.defaults))
+        return replace(self, name="linear", **nothing)  # type: ignore[arg-type]
+
     def filled(self, *, into_lora: bool) -> "Method":
         """Return the method with every parameter that it takes set.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from lorakit.adapters import Ia3
 from lorakit.compute import Compute
 from lorakit.errors import AdapterError, UnmatchedError
-from lorakit.fusing import is_split, split
+from lorakit.fusing import in_one_form, is_split, split
 from lorakit.fusing import parts_of as members
 from lorakit.linalg.factored import Factors
 from lorakit.linalg.tiles import Change
@@ -64,7 +64,10 @@ def apply(
     Source: the web UI's sum; supermerger adds one LoRA after another and rounds each time.
     """
     model = open_model(base)
-    owners = () if method.plain else owners_of(stack)
+    owners = () if method.plain else owners_of(stack, random=method.entry.random)
+    if not method.plain:
+        loras = in_one_form([lora for lora, _ in stack])
+        stack = [(lora, strength) for lora, (_, strength) in zip(loras, stack, strict=True)]
     stack = _with_biases(model, _as_stored(model, stack))
     addends: dict[str, tuple[Addend, ...]] = {}
     rows: list[Row] = []

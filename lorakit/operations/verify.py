@@ -1,7 +1,7 @@
 """--verify: read the output back and compare it with what it should hold."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from lorakit.adapters import Adapter
 from lorakit.compute import Compute, ordered_map
 from lorakit.errors import NumericsError
+from lorakit.fusing import fused, parts_of, split
 from lorakit.linalg.factored import Factors, dense, distance
 from lorakit.linalg.tiles import size
 from lorakit.lorafile import LoraFile, load_lora
@@ -42,9 +43,9 @@ def verify_lora(
     Raises:
         NumericsError: a layer is further off than the rank rule and the dtype's rounding explain.
     """
-    written = load_lora(path)
-    tolerance = rounding_tolerance(written.dtype)
     expected = {row.module: row.error or 0.0 for row in report.rows if row.rank_after != 0}
+    written = _named_as(load_lora(path), expected.keys())
+    tolerance = rounding_tolerance(written.dtype)
     chosen = [piece for piece in pieces if piece.module in expected]
     missing = [piece.module for piece in chosen if piece.module not in written.adapters]
     unread = expected.keys() - {piece.module for piece in chosen}
@@ -65,6 +66,14 @@ def verify_lora(
         errors[piece.module] = error
         progress("verified", done, len(chosen))
     return _summary(path, errors, expected, tolerance)
+
+
+def _named_as(written: LoraFile, modules: Set[str]) -> LoraFile:
+    """Return a LoRA with the layers that were merged: its dialect may have cut or joined them."""
+    missing = modules - written.adapters.keys()
+    if any(parts_of(written, module) for module in missing):
+        return fused(written)
+    return split(written) if missing else written
 
 
 def _unknowable(lora: LoraFile, module: str) -> bool:
