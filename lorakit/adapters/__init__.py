@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from torch import Tensor
 
 from lorakit.adapters import dora, full, glora, ia3, loha, lokr, lora, oft
-from lorakit.adapters.adapter import Adapter
+from lorakit.adapters.adapter import Adapter, is_vector
 from lorakit.adapters.dora import Dora, magnitude_for
 from lorakit.adapters.full import Full
 from lorakit.adapters.ia3 import Ia3
@@ -17,7 +17,18 @@ from lorakit.adapters.lokr import Lokr
 from lorakit.adapters.lora import Lora
 from lorakit.errors import AdapterError
 
-__all__ = ["BUILDERS", "Adapter", "Dora", "Full", "Ia3", "Lokr", "Lora", "build", "magnitude_for"]
+__all__ = [
+    "BUILDERS",
+    "Adapter",
+    "Dora",
+    "Full",
+    "Ia3",
+    "Lokr",
+    "Lora",
+    "build",
+    "is_vector",
+    "magnitude_for",
+]
 
 
 Builder = Callable[[Mapping[str, Tensor], float | None], Adapter]
@@ -68,6 +79,6 @@ def build(kinds: Collection[str], tensors: Mapping[str, Tensor], alpha: float | 
         return BUILDERS[inner[0]](tensors, alpha)
     parts = {role: tensor for role, tensor in tensors.items() if role not in dora.ROLES}
     found = BUILDERS[inner[0]](parts, alpha)
-    if found.needs_base or len(found.shape) < 2:
+    if found.needs_base or is_vector(found.shape):
         raise AdapterError(f"expected a magnitude beside a LoRA, found it beside {found.kind}")
     return dora.wrap(found, tensors)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from lorakit.adapters.adapter import is_vector
 from lorakit.adapters.checks import check_values, shapes_of
 from lorakit.errors import AdapterError
 
@@ -26,7 +27,7 @@ class Full:
     @property
     def kind(self) -> str:
         """'full', or 'vector' for a bias or a norm."""
-        return "vector" if self.diff.ndim == 1 else "full"
+        return "vector" if is_vector(self.shape) else "full"
 
     @property
     def rank(self) -> int | None:

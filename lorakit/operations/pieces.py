@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lorakit.adapters import Adapter, Dora, Full, Lora, magnitude_for
+from lorakit.adapters import Adapter, Dora, Full, Lora, is_vector, magnitude_for
 from lorakit.compute import Compute, ordered_map
 from lorakit.errors import AdapterError, LorakitError
 from lorakit.linalg.dense import svd_for_rule
@@ -73,8 +73,8 @@ class Piece:
 
     @property
     def vector(self) -> bool:
-        """Whether it is a bias or a norm, which has no rank."""
-        return len(self.shape) == 1
+        """Whether it is a bias, a norm or a modulation, which has no rank."""
+        return is_vector(self.shape)
 
     @property
     def bytes_a_rank(self) -> int:
