@@ -15,6 +15,7 @@ from lorakit.adapters.full import Full
 from lorakit.adapters.ia3 import Ia3
 from lorakit.adapters.lokr import Lokr
 from lorakit.adapters.lora import Lora
+from lorakit.adapters.rotated import Rotated
 from lorakit.errors import AdapterError
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Ia3",
     "Lokr",
     "Lora",
+    "Rotated",
     "build",
     "is_vector",
     "magnitude_for",
@@ -41,7 +43,7 @@ BUILDERS: Mapping[str, Builder] = {
     "oft": oft.build,
     "ia3": ia3.build,
     "full": full.build,
-    "bias": full.build,
+    "bias": full.build_bias,
     "set": full.build_replacement,
 }
 

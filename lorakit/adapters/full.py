@@ -135,6 +135,11 @@ def build(tensors: Mapping[str, Tensor], alpha: float | None) -> Full:
     return Full(diff=diff, role="diff_b" if role == "lora_bias" else role)
 
 
+def build_bias(tensors: Mapping[str, Tensor], alpha: float | None) -> Full | Replacement:
+    """Make what changes a bias: a difference, or the value that takes its place."""
+    return (build_replacement if "set_weight" in tensors else build)(tensors, alpha)
+
+
 def build_replacement(tensors: Mapping[str, Tensor], alpha: float | None) -> Replacement:
     """Check a module's tensor and make a `Replacement` of it; arguments as for `build`."""
     del alpha
