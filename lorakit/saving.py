@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lorakit.adapters import Adapter, Dora, Lora
+from lorakit.adapters import Adapter, Dora, Lora, Rotated
 from lorakit.compute import Compute
 from lorakit.errors import AdapterError
 from lorakit.fusing import as_named
@@ -149,6 +149,11 @@ def stored_tensors(lora: LoraFile, *, dialect: str, dtype: str) -> dict[str, Ten
 
 def _roles(lora: LoraFile, module: str, adapter: Adapter, dialect: str) -> dict[str, Tensor]:
     tensors = adapter.tensors()
+    if isinstance(adapter, Rotated):
+        raise AdapterError(
+            f"{lora.name}: {module} is {adapter.kind}, which only PEFT's own folders hold; bake it "
+            "with --into, or convert it with --as lora --against MODEL first."
+        )
     if module.endswith(BIAS) and "diff" in tensors:
         tensors = {"diff_b": tensors["diff"]}
     if dialect in WITH_ALPHA:

@@ -212,16 +212,16 @@ def _paths(architecture: Architecture) -> dict[tuple[str, str], tuple[_Held, ...
     for name in architecture.build():
         same = name.path == name.original
         here = _Held(module=name.module, layout="" if same else "diffusers")
-        table.setdefault((name.component, _bare(f"{name.path}.weight")), {})[name.module] = here
+        own = name.path if name.bare else f"{name.path}.weight"
+        table.setdefault((name.component, _bare(own)), {})[name.module] = here
         for path, part in ((name.original, name.part), *name.also):
-            table.setdefault((name.component, _bare(path + name.parameter)), {})[name.module] = (
-                _Held(
-                    module=name.module,
-                    part=part,
-                    transpose=name.transpose,
-                    swap=name.swap,
-                    layout="" if same else "original",
-                )
+            key = path if name.bare else path + name.parameter
+            table.setdefault((name.component, _bare(key)), {})[name.module] = _Held(
+                module=name.module,
+                part=part,
+                transpose=name.transpose,
+                swap=name.swap,
+                layout="" if same else "original",
             )
     for (component, path), module in architecture.fused_at.items():
         held = _Held(module=module, layout="original")

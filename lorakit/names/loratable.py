@@ -51,7 +51,7 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
         r"\.rescale",
     ),
     "ia3": (r"\.on_input", r"\.ia3_l(?:\.[^.]+)?"),
-    "full": (r"\.diff", r"\.w_norm"),
+    "full": (r"\.diff", r"\.w_norm", r"\.diff_m"),
     "set": (r"\.set_weight", r"(?<=_norm)\.scale"),
     "reshape": (r"\.reshape_weight",),
     "sparse": (r"\.bias_(?:indices|values|size)",),

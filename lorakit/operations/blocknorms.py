@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lorakit.adapters import Adapter
+from lorakit.adapters import Adapter, is_vector
 from lorakit.compute import Compute, ordered_map
 from lorakit.errors import AdapterError, NumericsError, UnmatchedError
 from lorakit.linalg.factored import decomposed
@@ -154,7 +154,7 @@ def _layer(adapter: Adapter, module: str, model: Model | None) -> Layer:
     change = adapter.change(weight) if adapter.needs_base else adapter.change()
     return Layer(
         sigma=_values(change) if isinstance(change, Tensor) else decomposed(change).s,
-        vector=len(adapter.shape) == 1,
+        vector=is_vector(adapter.shape),
         weight=None if weight is None else size(weight),
     )
 

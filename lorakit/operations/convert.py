@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from lorakit.adapters import Lora
+from lorakit.adapters import Lora, is_vector
 from lorakit.compute import Compute
 from lorakit.fusing import as_named
 from lorakit.linalg.ranks import RankRule
@@ -80,7 +80,7 @@ def convert(
 def is_plain(lora: LoraFile, module: str) -> bool:
     """Tell whether a module is a LoRA already, or a bias or a norm, which never is one."""
     adapter = lora.adapters[module]
-    return isinstance(adapter, Lora) or len(adapter.shape) == 1
+    return isinstance(adapter, Lora) or is_vector(adapter.shape)
 
 
 def plain_pieces(lora: LoraFile, against: TensorSource | None) -> list[Piece]:

@@ -6,6 +6,7 @@ from functools import partial
 
 from torch import Tensor
 
+from lorakit.adapters import is_vector
 from lorakit.compute import Compute
 from lorakit.errors import AdapterError, UnmatchedError
 from lorakit.linalg.ranks import RankRule
@@ -132,7 +133,7 @@ def _named(model: Model, kind: str, dialect: str) -> frozenset[str]:
                 found = (found - parts) | {whole}
     if kind != "full":
         return frozenset(found)
-    norms = {module for module in model.index.targets if model.shape(module)[1:] == ()}
+    norms = {module for module in model.index.targets if is_vector(model.shape(module))}
     biases = {module + BIAS for module in found | norms if model.parts(module + BIAS)}
     return frozenset(found | norms | biases)
 

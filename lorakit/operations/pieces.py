@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lorakit.adapters import is_vector
 from lorakit.linalg.factored import Factors, Framed
 from lorakit.linalg.ranks import Scorer
 
@@ -54,8 +55,8 @@ class Piece:
 
     @property
     def vector(self) -> bool:
-        """Whether it is a bias or a norm, which has no rank."""
-        return len(self.shape) == 1
+        """Whether it is a bias, a norm or a modulation, which has no rank."""
+        return is_vector(self.shape)
 
     @property
     def bytes_a_rank(self) -> int:
