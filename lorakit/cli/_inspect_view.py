@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from rich.style import Style
@@ -232,7 +233,8 @@ def advice(found: "Inspection") -> str:
     if need < most:
         return (
             f"Rank {need} of {most} keeps 99 % of the change: "
-            f"lorakit resize {_quoted(found.path)} --rank {need}"
+            f"lorakit resize {_quoted(found.path)} --rank {need} "
+            f"-o {_quoted(f'{PurePath(found.path).stem}-rank{need}.safetensors')}"
         )
     less = total.needed["95"]
     rest = f"; rank {less} keeps 95 %" if less < most else ""

@@ -175,7 +175,7 @@ def test_advice_is_one_sentence_with_a_command(make_lora) -> None:  # type: igno
     last = run("inspect", path, "--spectrum").output.splitlines()[-1]
     assert last == (
         f"Rank {needed['99']} of 16 keeps 99 % of the change: lorakit resize {path} "
-        f"--rank {needed['99']}"
+        f"--rank {needed['99']} -o {path.stem}-rank{needed['99']}.safetensors"
     )
 
 
