@@ -33,6 +33,9 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
+        except BrokenPipeError:
+            # Whoever reads, `head` say, has enough: click ends quietly.
+            raise
         except (LorakitError, OSError, MemoryError, RuntimeError) as error:
             if _verbosity(kwargs) > 1:
                 raise

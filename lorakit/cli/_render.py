@@ -20,7 +20,11 @@ _NATURAL = 10_000
 _GROUPS = {
     "norms": (".norm", "layer_norm", "ln_", ".in_layers.0", ".out_layers.0", "out.0."),
     "embeddings": ("embedding",),
+    "biases": ("bias",),
+    "convolutions": (".in_layers.2.", ".out_layers.3.", ".op.", ".skip_connection.", "conv"),
+    "text encoders": ("conditioner.", "cond_stage_model.", "text_"),
 }
+"""Kinds of tensors by what their names hold, looked at in this order."""
 
 
 def show_report(report: "Report", *, quiet: bool, verbose: int) -> None:
@@ -28,9 +32,10 @@ def show_report(report: "Report", *, quiet: bool, verbose: int) -> None:
     for note in report.notes:
         say(f"note: {note}", err=True)
     if report.unmatched:
-        _list("left out, no place in the output", report.unmatched)
+        _list(f"left out, no place in the output: {len(report.unmatched)}", report.unmatched)
     if report.lost:
-        _list("a LoRA cannot hold", [f"{n} ({s:.1%})" for n, s in _lost(report.lost).items()])
+        shares = [f"{name} ({share:.1%})" for name, share in _lost(report.lost).items()]
+        _list(f"changed, but not in this LoRA: {len(report.lost)} tensors", shares)
     if quiet:
         return
     if verbose and report.rows:
@@ -86,7 +91,7 @@ def say(text: str, *, err: bool = False) -> None:
 
 def _list(what: str, names: Iterable[str]) -> None:
     listed = list(names)
-    click.echo(f"{what}: {len(listed)}", err=True)
+    click.echo(what, err=True)
     for name in listed[:SHOWN]:
         click.echo(f"  {name}", err=True)
     if len(listed) > SHOWN:
@@ -97,8 +102,7 @@ def _lost(lost: Mapping[str, float]) -> dict[str, float]:
     """Sum the shares by kind of tensor, the largest first."""
     sums: dict[str, float] = {}
     for key, share in lost.items():
-        group = next((g for g, marks in _GROUPS.items() if any(m in key for m in marks)), None)
-        group = group or ("biases" if key.endswith("bias") else key)
+        group = next((g for g, marks in _GROUPS.items() if any(m in key for m in marks)), key)
         sums[group] = sums.get(group, 0.0) + share
     return dict(sorted(sums.items(), key=lambda item: -item[1]))
 

@@ -143,6 +143,8 @@ def _pair(found: Comparison) -> str:
     high = max(pairs, key=lambda p: cosines[p[0]][p[1]])
     most = cosines[high[0]][high[1]]
     both = f"{names[high[0]]} and {names[high[1]]}"
+    if most > SAME and found.kind == "changes":
+        return f"{both} changed the first model in nearly the same way (cosine {most:.3f})."
     if most > SAME:
         how = "take one of them, or --method karcher for their mean, or lower the strengths"
         one, other = (names[at] for at in high)

@@ -42,7 +42,8 @@ def cut_blocks(
         progress: called with (what, done, total).
 
     Returns:
-        The LoRA, and a row a module: `norm` is ‖ΔW‖ before the cut, the note tells the weight.
+        The LoRA, and a row a module: `norm` is ‖ΔW‖ before the cut, `energy` 1 where the layer
+        stays and 0 where it is deleted, the note tells the weight.
 
     Raises:
         AdapterError: a weight is not 0 or 1, and the layer's kind cannot hold it.
@@ -58,13 +59,15 @@ def cut_blocks(
         weight = block_weight(lora, module, blocks=blocks, elements=elements)
         if weight:
             kept[module] = _weighted(lora, module, weight, model)
+        norm = _norm(adapter, model, module) if measure else None
         rows.append(
             Row(
                 module=module,
                 block=lora.block(module),
                 rank_before=adapter.rank,
                 rank_after=adapter.rank if weight else 0,
-                norm=_norm(adapter, model, module) if measure else None,
+                norm=norm,
+                energy=None if norm is None else float(weight != 0),
                 note=f"weight {weight:g}",
             )
         )

@@ -88,7 +88,9 @@ def extract(
         progress=progress,
     )
     report = replace(report, unmatched=unmatched)
-    return lora, with_lost_changes(report, *models, compute=compute, progress=progress)
+    return lora, with_lost_changes(
+        report, *models, choice=choice, compute=compute, progress=progress
+    )
 
 
 def extract_pieces(

@@ -1,11 +1,14 @@
 """What changed between two models and has no place in a LoRA."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from lorakit.compute import Compute, ordered_map
 from lorakit.linalg.tiles import squared_distance
 from lorakit.models import FLOATS, Model
+from lorakit.names.blocks import block_of
+from lorakit.operations.choice import Choice
 from lorakit.progress import Progress
 from lorakit.report import Report
 from lorakit.tensorfile.blocks import BLOCK, blocks
@@ -13,7 +16,13 @@ from lorakit.tensorfile.source import TensorSource
 
 
 def with_lost_changes(
-    report: Report, original: Model, tuned: Model, *, compute: Compute, progress: Progress
+    report: Report,
+    original: Model,
+    tuned: Model,
+    *,
+    choice: Choice,
+    compute: Compute,
+    progress: Progress,
 ) -> Report:
     """Add to the report what the extraction could not hold, each tensor with its share.
 
@@ -38,7 +47,27 @@ def with_lost_changes(
         progress("other tensors", done, len(keys))
     whole = math.fsum([*changes.values(), *((row.norm or 0.0) ** 2 for row in report.rows)])
     shares = {key: square / whole for key, square in sorted(changes.items())}
-    return replace(report, lost=shares, notes=_notes(original, tuned, report))
+    notes = *_notes(original, tuned, report), *_left_convs(tuned, shares, choice)
+    return replace(report, lost=shares, notes=notes)
+
+
+def _left_convs(tuned: Model, shares: Mapping[str, float], choice: Choice) -> tuple[str, ...]:
+    """Say what share of the change is in convolutions that were left for want of a rank."""
+    if choice.convs or choice.kind == "full":
+        return ()
+    architecture = tuned.index.architecture
+    kernels = [
+        part
+        for module in tuned.index.layers
+        if math.prod(tuned.shape(module)[2:]) > 1
+        and choice.takes(module, block_of(module, architecture))
+        for part in tuned.parts(module)
+    ]
+    keys = {slot.key for part in kernels if (slot := tuned.slot(part)) is not None}
+    share = math.fsum(shares.get(key, 0.0) for key in keys)
+    if not share:
+        return ()
+    return (f"Convolutions over 1x1 hold {share:.1%} of the change; --conv-rank takes them too.",)
 
 
 def _square(ours: TensorSource, theirs: TensorSource, key: str) -> float:

@@ -11,6 +11,7 @@ from lorakit.adapters import Adapter, Lora
 from lorakit.linalg.factored import Factors
 from lorakit.lorafile import LoraFile
 from lorakit.names.architectures import Part
+from lorakit.report import name_some
 from lorakit.tensorfile.metadata import LEGACY_HASH, MODEL_HASH
 
 _WITH_ALPHA = ("kohya", "kohya-diffusers")
@@ -35,7 +36,7 @@ def repaired(lora: LoraFile) -> tuple[LoraFile, tuple[str, ...]]:
         for module, parts in weak.items()
     ]
     if dead:
-        notes.append(f"{len(dead)} layers that change nothing were left out: {', '.join(dead)}.")
+        notes.append(f"{len(dead)} layers that change nothing were left out: {name_some(dead)}.")
     unsaid = [module for module, a in alive.items() if isinstance(a, Lora) and not a.has_alpha]
     if unsaid and lora.dialect in _WITH_ALPHA:
         notes.append(

@@ -162,6 +162,31 @@ def test_a_cut_keeps_these_blocks_and_no_others(
     assert out.stat().st_size < path.stat().st_size
 
 
+def test_a_cut_tells_what_share_of_the_change_it_keeps(sd15_lora: Path, tmp_path: Path) -> None:
+    report = ran("cut-blocks", sd15_lora, "--keep", "MID,OUT03", "-o", tmp_path / "cut.safetensors")
+    lora, exact = lorakit.load_lora(sd15_lora), dense(sd15_lora)
+    squares = {m: float(delta.norm()) ** 2 for m, delta in exact.items()}
+    kept = sum(s for m, s in squares.items() if lora.block(m) in {"MID", "OUT03"})
+    assert report["totals"]["energy"] == pytest.approx(kept / sum(squares.values()), rel=1e-6)
+    assert 0.1 < report["totals"]["energy"] < 0.5
+
+
+def test_an_extraction_tells_in_a_few_words_what_it_left(
+    sd15: Path, make_checkpoint, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    tuned = make_checkpoint("sd1", leftovers=True, tuning=synthetic.Tuning(rank=4, norms=True))
+    out = tmp_path / "out.safetensors"
+    result = run("extract", sd15, tuned, "--rank", 4, "--exclude", "BASE", "-o", out)
+    words = result.stderr.splitlines()
+    kinds = {line.split(" (")[0].strip() for line in words if line.startswith("  ")}
+    assert kinds == {"convolutions", "norms", "biases", "text encoders"}
+    assert any("--conv-rank takes them too" in line for line in words)
+    count = next(line for line in words if line.startswith("changed, but not in this LoRA"))
+    assert int(count.split()[-2]) > 100
+    both = run("extract", sd15, tuned, "--rank", 4, "--conv-rank", 4, "-o", tmp_path / "b")
+    assert "convolutions" not in both.stderr.lower()
+
+
 def test_weights_scale_once_whatever_their_sign(sd15_lora: Path, tmp_path: Path) -> None:
     """kohya's lbw 0.5 gives 0.25 and -1 gives +1; chop_blocks cubes."""
     out = tmp_path / "scaled.safetensors"

@@ -29,6 +29,19 @@ def folder(tmp_path: Path, sd15: Path, sd15_lora: Path) -> Path:
     return tmp_path
 
 
+@posix
+def test_a_reader_that_has_enough_is_no_failure_to_tell(folder: Path) -> None:
+    """As in `lorakit presets | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "lorakit", "presets"],
+        cwd=folder, env=environment(), stdout=writer, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def is_as_before(folder: Path) -> bool:
     names = sorted(path.name for path in folder.iterdir())
     old = (folder / "out.safetensors").read_bytes() == b"the old file"

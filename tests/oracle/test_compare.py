@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import synthetic
 import torch
 from torch import Tensor
 
@@ -14,7 +15,8 @@ from lorakit.operations.compare import compare
 from lorakit.operations.compare_models import compare_models
 from lorakit.operations.comparison import Compared
 from lorakit.operations.strength import Strength
-from lorakit.tensorfile.source import DictSource
+from lorakit.tensorfile.source import DictSource, open_source
+from tests.conftest import MakeCheckpoint
 
 PLACES = {
     "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q": (40, 30),
@@ -298,6 +300,14 @@ def test_the_merge_is_named_whatever_the_order() -> None:
 def test_a_copy_is_not_called_a_merge() -> None:
     told = compare([(A, 1.0), (B, 1.0), (named(A, "again.safetensors"), 1.0)]).advice
     assert "a and again are nearly the same" in told
+
+
+def test_of_models_a_second_copy_is_not_told_to_lower_its_strength(
+    sd15: Path, sd15_tuned: Path, make_checkpoint: MakeCheckpoint
+) -> None:
+    again = make_checkpoint("sd1", leftovers=True, tuning=synthetic.Tuning(rank=4, noise=0.0011))
+    told = compare_models([open_source(path) for path in (sd15, sd15_tuned, again)]).advice
+    assert "changed the first model in nearly the same way" in told and "strength" not in told
 
 
 def test_convolutions_have_a_rank_of_their_own() -> None:
