@@ -67,7 +67,7 @@ def _compiled(table: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, re.Patte
 
 
 SOME_WORD = re.compile(
-    r"lora|bundle_emb|alpha|hada_|lokr_|oft_|ia3_l|on_input|\.diff(?:_b)?$|_norm|scale"
+    r"lora|bundle_emb|alpha|hada_|lokr_|oft_|ia3_l|on_input|\.diff(?:_[bm])?$|_norm|scale"
     r"|magnitude|set_weight|reshape_weight|(?:[qp]|lambda)_layer|\.[ab][12m]\.|\.bias_|\.(?:down|up)(?:\.|$)"
 )
 """What every key of an adapter holds; most keys of a checkpoint hold none of it."""

@@ -49,7 +49,9 @@ def imported(*commands: list[str]) -> tuple[set[str], set[str]]:
 def test_what_calls_no_command_imports_none() -> None:
     packages, modules = imported(["--help"], ["--version"], ["bogus"], [])
     assert packages == PLAIN
-    assert modules == {f"lorakit.{name}" for name in ("cli", "cli._guard", "errors", "version")}
+    assert modules == {
+        f"lorakit.{name}" for name in ("cli", "cli._guard", "cli._letters", "errors", "version")
+    }
 
 
 def test_a_list_needs_no_package_but_click() -> None:
