@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from threading import get_ident
 from typing import TypeVar
 
 import torch
@@ -119,9 +120,10 @@ def ordered_map(
         compute: how many workers, and how many bytes may be in flight.
         cost: the bytes that an item and its result take; without it an item a worker and two more.
     """
-    with one_blas_thread(), ThreadPoolExecutor(compute.threads) as pool:
-        waiting: deque[tuple[Future[Result], int]] = deque()
-        in_flight = 0
+    pool, owner = ThreadPoolExecutor(compute.threads), get_ident()
+    waiting: deque[tuple[Future[Result], int]] = deque()
+    in_flight = 0
+    with one_blas_thread():
         try:
             for item in items:
                 price = compute.memory // (compute.threads + 2) if cost is None else cost(item)
@@ -138,6 +140,9 @@ def ordered_map(
         finally:
             for future, _ in waiting:
                 future.cancel()
+            # Where the caller failed, the garbage collector closes this, in any thread: perhaps in
+            # a worker, which cannot wait for itself.
+            pool.shutdown(wait=get_ident() == owner)
 
 
 def _inferring(function: Callable[[Item], Result], item: Item, device: torch.device) -> Result:

@@ -80,7 +80,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("lorakit: interrupted, nothing was written.", err=True)
+        click.echo("lorakit: interrupted; no output was left half-written.", err=True)
         sys.exit(INTERRUPTED)
 
 

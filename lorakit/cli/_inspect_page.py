@@ -17,7 +17,7 @@ from lorakit.pictures.svg import Picture, below, document, grid
 from lorakit.pictures.svg import label as text_label
 from lorakit.pictures.text import BOLD, SIZE, TITLE, cut, width, wrapped
 from lorakit.tensorfile.copying import write_all
-from lorakit.tensorfile.replacing import check_file, replaced_file
+from lorakit.tensorfile.replacing import check_file, check_space, replaced_file
 
 if TYPE_CHECKING:
     from lorakit.operations.inspection import Group, Inspection
@@ -81,8 +81,10 @@ def write_text(place: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    data = text.encode()
+    check_space(place, place, len(data))
     with replaced_file(place) as file:
-        write_all(file, text.encode())
+        write_all(file, data)
 
 
 def as_html(found: "Sequence[Inspection]") -> str:

@@ -47,6 +47,9 @@ _WRITING = (
         help="Replace FILE itself, at once when all is written; nothing else replaces an input.",
     ),
     click.option("--overwrite", is_flag=True, help="Replace an existing output."),
+    click.option(
+        "--verify", is_flag=True, help="Read the output back and compare it before it is there."
+    ),
     click.option("-q", "--quiet", is_flag=True, help="No table and no progress."),
     _JSON,
     _VERBOSE,
@@ -60,6 +63,7 @@ class Target:
     output: Path | None
     in_place: bool
     overwrite: bool
+    verify: bool
     quiet: bool
     as_json: bool
 
@@ -189,15 +193,16 @@ def _write(file: Stored, told: Mapping[str, str], *, command: str, target: Targe
     """Write the file with other metadata, and say what changed."""
     place = target.place(file.path)
     with watching(quiet=target.quiet or target.as_json) as progress:
-        nbytes, new = rewritten(file, told, place=place, progress=progress)
+        nbytes, new = rewritten(file, told, place=place, verify=target.verify, progress=progress)
     old, output = file.header.metadata, target.output or file.path
     changed = {key: new[key] for key in sorted(new) if old.get(key) != new[key]}
     removed = sorted(key for key in old if key not in new)
     if target.as_json:
-        body = {"set": changed, "removed": removed}
+        body = {"set": changed, "removed": removed, "verified": target.verify}
         _echo(command, file.path, {**body, "output": str(output), "output_bytes": nbytes})
     elif not target.quiet:
-        _show_written(old, changed, removed, f"{output} ({bytes_text(nbytes)})")
+        verified = ", read back and the same" if target.verify else ""
+        _show_written(old, changed, removed, f"{output} ({bytes_text(nbytes)}){verified}")
     return True
 
 

@@ -12,6 +12,7 @@ from lorakit.compute import Compute, ordered_map
 from lorakit.errors import FileFormatError
 from lorakit.progress import Progress
 from lorakit.tensorfile.casting import stored
+from lorakit.tensorfile.copying import check_size
 from lorakit.tensorfile.dtypes import bytes_of
 from lorakit.tensorfile.header import Extent, Spec, format_header, layout
 from lorakit.tensorfile.plain import TensorSource
@@ -47,6 +48,9 @@ def stream(
 
     Returns:
         The bytes written.
+
+    Raises:
+        OutputError: the file has not the size that it should have.
     """
     specs = laid_out(source)
     header = format_header(specs, source.metadata)
@@ -62,7 +66,8 @@ def stream(
         for amount in _write(sink, steps, ahead):
             done += amount
             progress(WHAT, before + done, before + total)
-    return done
+    check_size(file, total)
+    return total
 
 
 def plan(source: TensorSource, specs: Mapping[str, Spec]) -> list[Step]:
