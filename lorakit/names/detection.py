@@ -1,6 +1,8 @@
 """Which architecture the names of a LoRA or of a checkpoint speak of."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import TypeVar
 
 from lorakit.names.architectures import Architecture, flat_name
@@ -8,6 +10,7 @@ from lorakit.names.families import ARCHITECTURES
 from lorakit.names.spelling import TEXT_ENCODERS, Spelling
 
 Item = TypeVar("Item")
+_NUMBERED = re.compile(r"(?P<stack>[A-Za-z_]+?blocks|layers)_(?P<number>\d+)_")
 _HINTS = ("ss_base_model_version", "modelspec.architecture")
 
 
@@ -28,7 +31,7 @@ def detect(
         metadata: of the file.
     """
     denoiser = [at for at in spelled.values() if at.component not in TEXT_ENCODERS]
-    likes = candidates(at.path for at in denoiser)
+    likes = deep_enough(candidates(at.path for at in denoiser), [at.path for at in denoiser])
     best = most_known(spelled.values(), denoiser, _knows, likes)
     if len(best) > 1:
         prefixes = {at.prefix for at in spelled.values() if at.prefix.startswith("lora_te")}
@@ -62,25 +65,59 @@ def candidates(paths: Iterable[str]) -> tuple[Architecture, ...]:
     )
 
 
+def deep_enough(among: Iterable[Architecture], paths: Iterable[str]) -> tuple[Architecture, ...]:
+    """Return the architectures that have as many blocks as the paths count.
+
+    A model of another family may share most of its names, and have more blocks.
+    """
+    deepest: dict[str, int] = {}
+    for path in paths:
+        if found := _NUMBERED.match(path.replace(".", "_")):
+            stack, number = found["stack"], int(found["number"])
+            deepest[stack] = max(deepest.get(stack, -1), number)
+    return tuple(
+        architecture
+        for architecture in among
+        if all(
+            number <= _depths(architecture).get(stack, number) for stack, number in deepest.items()
+        )
+    )
+
+
+@cache
+def _depths(architecture: Architecture) -> dict[str, int]:
+    """Return the last number of each stack of blocks, by the words before it."""
+    deepest: dict[str, int] = {}
+    for component, path in architecture.flat:
+        found = _NUMBERED.match(path) if component == architecture.denoiser else None
+        if found:
+            stack = found["stack"]
+            deepest[stack] = max(deepest.get(stack, -1), int(found["number"]))
+    return deepest
+
+
 def most_known(
     items: Iterable[Item],
     counted: Iterable[Item],
     knows: Callable[[Architecture, Item], bool],
     among: Iterable[Architecture],
+    *,
+    share: float = 2 / 3,
 ) -> list[Architecture]:
-    """Return the architectures that know the most, of those that know over half of `counted`.
+    """Return the architectures that know the most, of those that know enough of `counted`.
 
     Args:
         items: names, in whatever form `knows` takes.
         counted: those of the denoiser; if empty, all count.
         knows: tells whether an architecture has the name.
         among: the architectures to ask.
+        share: of `counted` that one must know more than.
     """
     everything = list(items)
     needed = list(counted) or everything
     likes = list(among)
     scores = {a.id: sum(knows(a, item) for item in everything) for a in likes}
-    fits = [a for a in likes if 2 * sum(knows(a, item) for item in needed) > len(needed)]
+    fits = [a for a in likes if sum(knows(a, item) for item in needed) > share * len(needed)]
     most = max((scores[a.id] for a in fits), default=0)
     return [a for a in fits if scores[a.id] == most]
 
