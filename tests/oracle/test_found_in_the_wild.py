@@ -1,5 +1,7 @@
 """Files as trainers and the web have them: every tensor has its place, none is lost."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,9 +16,10 @@ from lorakit.operations.apply import apply
 from lorakit.operations.choice import Choice
 from lorakit.operations.extract import extract
 from lorakit.operations.merge import merge
-from lorakit.saving import stored_tensors
+from lorakit.saving import Output, save_lora, stored_tensors
 from lorakit.tensorfile.source import DictSource
 from tests import layouts
+from tests.helpers import tensors_of
 from tests.oracle.test_architectures import ends, lora_file
 
 WAN_MODEL = layouts.tiny_model(
@@ -210,3 +213,27 @@ def test_the_text_encoder_of_flux2_has_its_place(architecture: str, name: str) -
     for stem in (f"text_encoders.{name}.transformer.model.{layer}", f"text_encoder.model.{layer}"):
         file = denoiser | {f"{stem}.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
         assert f"text_encoder.model.{layer}" in load_lora(file).adapters
+
+
+@pytest.mark.parametrize("dialect", ["diffusers", "peft", "comfyui"])
+def test_a_bias_beside_factors_goes_where_the_dialect_has_it(dialect: str, tmp_path: Path) -> None:
+    """`diff_b` has no scale, `lora_B.bias` has that of the factors; only PEFT keeps one."""
+    stem = "diffusion_model.blocks.0.self_attn.q"
+    q = WAN_SINGLE[f"{PREFIX}blocks.0.self_attn.q.weight"]
+    file = {
+        f"{stem}.lora_down.weight": torch.randn(2, q.shape[1]),
+        f"{stem}.lora_up.weight": torch.randn(len(q), 2),
+        f"{stem}.alpha": torch.tensor(0.6),
+        f"{stem}.diff_b": torch.randn(len(q)),
+    }
+    out = tmp_path / ("adapter" if dialect == "peft" else "out.safetensors")
+    lora = load_lora(file)
+    save_lora(out, lora, output=Output(dialect=dialect, dtype="F32"))
+    weights = out / "adapter_model.safetensors" if dialect == "peft" else out
+    (bias,) = (key for key in tensors_of(weights) if key.endswith(("bias", "diff_b")))
+    assert bias.endswith(".diff_b" if dialect == "comfyui" else ".attn1.to_q.lora_B.bias")
+    for base in (DictSource(WAN_SINGLE), DictSource(layouts.as_folder(WAN_MODEL))):
+        wanted, _ = apply(base, [(lora, 1.0)])
+        found, _ = apply(base, [(load_lora(out), 1.0)])
+        for key in base.specs:
+            torch.testing.assert_close(found.get(key), wanted.get(key), rtol=1e-5, atol=1e-6)
