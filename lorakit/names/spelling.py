@@ -82,7 +82,7 @@ def _below(raw: str, prefix: str, component: str, dialect: str) -> Spelling:
         prefix, path, dialect = prefix + _PEFT, path.removeprefix(_PEFT), "peft"
         component = component or ("text_encoder" if _TEXT.match(path) else "unet")
     for inner, held in (_COMPONENTS | _COMFYUI).items():
-        if prefix in _OUTER and path.startswith(inner):
+        if prefix.endswith(_OUTER) and path.startswith(inner):
             prefix, path, component = prefix + inner, path.removeprefix(inner), held
     if not component and _UNET.match(path):
         component = "unet"

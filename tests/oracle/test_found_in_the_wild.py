@@ -107,6 +107,7 @@ FLUX_MODEL = layouts.tiny_model(
         ("transformer.base_model.model.", "text_encoder.base_model.model."),
         ("transformer.diffusion_model.", "text_encoder."),
         ("base_model.model.diffusion_model.", "base_model.model.text_encoder."),
+        ("base_model.model.transformer.diffusion_model.", "base_model.model.text_encoder."),
         ("pipe.dit.", "text_encoder."),
         ("model.diffusion_model.", "text_encoders.clip_l.transformer."),
     ],
