@@ -138,6 +138,7 @@ class PeftLayer:
     rank: int
     alpha: float
     dora: bool = False
+    bias: bool = False
 
 
 def format_config(layers: Mapping[str, PeftLayer]) -> str:
@@ -168,6 +169,7 @@ def format_config(layers: Mapping[str, PeftLayer]) -> str:
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": any(layer.dora for layer in layers.values()),
+        **({"lora_bias": True} if any(layer.bias for layer in layers.values()) else {}),
     }
     return json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
