@@ -1,7 +1,7 @@
 """From the exact ΔW of many modules to a LoRA of the rank that a rule asks for."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -113,6 +113,7 @@ def truncate(
     itemsize: int = 2,
     method: str = "auto",
     kind: str = "lora",
+    names: Mapping[str, int] | None = None,
     progress: Progress = silent,
 ) -> tuple[dict[str, Adapter], tuple[Row, ...]]:
     """Cut each ΔW to the rank that `rule` gives it, optimally, and balance the factors.
@@ -127,6 +128,7 @@ def truncate(
         itemsize: bytes of a stored number, for `rule.size`.
         method: for dense ΔW: "auto", "exact" or "fast".
         kind: "lora", "dora", or "full" for ΔW itself.
+        names: module -> bytes that it costs besides its directions, for `rule.size`.
         progress: called with (what, done, total).
 
     Returns:
@@ -138,7 +140,8 @@ def truncate(
     adapters: dict[str, Adapter] = {}
     rows: dict[str, Row] = {}
     solve = _Solver(rule=rule, compute=compute, method=method)
-    for piece, spectrum, rank in cut(ranked, solve, itemsize):
+    price = _Price(itemsize=itemsize, names=names or {})
+    for piece, spectrum, rank in cut(ranked, solve, price):
         rows[piece.module] = _row(piece, spectrum, rank)
         if rank:
             adapter = _adapter(piece, spectrum.svd, rank, alpha)
@@ -297,17 +300,25 @@ def all_directions(piece: Piece, *, compute: Compute) -> Svd:
     return solve(replace(piece, scorer=None))[0].svd
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Price:
+    """What a number costs in bytes, and what each module costs besides."""
+
+    itemsize: int
+    names: Mapping[str, int]
+
+
 def _local(
-    pieces: Sequence[Piece], solve: _Solver, itemsize: int
+    pieces: Sequence[Piece], solve: _Solver, price: _Price
 ) -> Iterator[tuple[Piece, Spectrum, int]]:
-    del itemsize
+    del price
     solved = ordered_map(solve, pieces, compute=solve.compute, cost=lambda piece: piece.cost)
     for piece, (spectrum, rank) in zip(pieces, solved, strict=True):
         yield piece, spectrum, rank
 
 
 def _global(
-    pieces: Sequence[Piece], solve: _Solver, itemsize: int
+    pieces: Sequence[Piece], solve: _Solver, price: _Price
 ) -> Iterator[tuple[Piece, Spectrum, int]]:
     solved = [
         spectrum
@@ -317,9 +328,9 @@ def _global(
     ]
     ranks = ranks_for_size(
         {p.module: s.worth for p, s in zip(pieces, solved, strict=True)},
-        {piece.module: piece.bytes_a_rank * itemsize for piece in pieces},
+        {piece.module: piece.bytes_a_rank * price.itemsize for piece in pieces},
         solve.rule.size or 0,
-        overhead={piece.module: KEY_OVERHEAD for piece in pieces},
+        overhead={piece.module: price.names.get(piece.module, 0) for piece in pieces},
         caps={piece.module: solve.rule.cap(piece.conv) for piece in pieces},
     )
     for piece, spectrum in zip(pieces, solved, strict=True):
