@@ -52,7 +52,7 @@ def open_peft(folder: Path) -> tuple[TensorSource, AlphaOf]:
         AdapterError: the configuration asks for more than a plain LoRA.
     """
     if (folder / CONFIG).is_file():
-        alpha_of = alpha_from_config(read_config(folder))
+        alpha_of = alpha_from_config(read_config(folder), str(folder / CONFIG))
         return _weights(folder), lambda path, rank: alpha_of(_below(path), rank)
     found = {
         name: place for name, place in _components(folder).items() if (place / CONFIG).exists()
@@ -62,7 +62,10 @@ def open_peft(folder: Path) -> tuple[TensorSource, AlphaOf]:
             f"{folder}: expected a PEFT adapter ({CONFIG}), found none; name a .safetensors file."
         )
     parts = {name: _weights(place) for name, place in found.items()}
-    readers = {name: alpha_from_config(read_config(place)) for name, place in found.items()}
+    readers = {
+        name: alpha_from_config(read_config(place), str(place / CONFIG))
+        for name, place in found.items()
+    }
     specs = {f"{name}.{key}": s for name, part in parts.items() for key, s in part.specs.items()}
     joined = Joined(name=str(folder), parts=parts, specs=specs, metadata={})
     return joined, _by_component(readers)

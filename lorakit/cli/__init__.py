@@ -6,6 +6,7 @@ from types import TracebackType
 import click
 
 from lorakit.cli._guard import INTERRUPTED, Refused, WrongUsage
+from lorakit.cli._words import printable
 from lorakit.cli.compare import compare
 from lorakit.cli.convert import convert
 from lorakit.cli.cut_blocks import cut_blocks
@@ -66,7 +67,7 @@ def _say_once(kind: type[BaseException], error: BaseException, trace: TracebackT
         sys.__excepthook__(kind, error, trace)
         return
     click.echo(
-        f"lorakit: internal error, {kind.__name__}: {error}; "
+        f"lorakit: internal error, {kind.__name__}: {printable(str(error))}; "
         "run it again with -vv and report what it prints.",
         err=True,
     )

@@ -22,7 +22,7 @@ Pairs = Sequence[tuple[int, int]]
 def show_comparison(found: "Comparison", *, quiet: bool = False, verbose: int = 0) -> None:
     """Print a comparison: the names, a row a layer if asked, a row a block, and the advice."""
     for note in found.notes:
-        click.echo(f"note: {note}", err=True)
+        click.echo(f"note: {printable(note)}", err=True)
     for name, count in found.only_in.items():
         click.echo(f"{name} has {count} layers that not all of them have", err=True)
     if not quiet:
@@ -58,7 +58,7 @@ def _table(found: "Comparison", rows: "Sequence[Compared]", *, layers: bool = Fa
     for title in (*_titles(pairs, shared=shared), *(["kept of sum"] if kept else [])):
         table.add_column(title, justify="right")
     for row in rows:
-        first = (Text(row.module), row.block) if layers else (row.block, str(row.layers))
+        first = (Text(printable(row.module)), row.block) if layers else (row.block, str(row.layers))
         energy = "" if row.energy is None else f"{row.energy:.1%}"
         cells = _alone(row, shared=shared) if len(pairs) == 1 else _many(row, pairs, shared=shared)
         table.add_row(*first, *cells, *([energy] if kept else []))

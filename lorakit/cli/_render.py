@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from lorakit.cli._words import printable
 
 if TYPE_CHECKING:
     from lorakit.report import Report, Row, Scoring
@@ -22,7 +25,7 @@ _GROUPS = {
 def show_report(report: "Report", *, quiet: bool, verbose: int) -> None:
     """Print a report: a short table of what was done and lost."""
     for note in report.notes:
-        click.echo(f"note: {note}", err=True)
+        click.echo(f"note: {printable(note)}", err=True)
     if report.unmatched:
         _list("left out, no place in the output", report.unmatched)
     if report.lost:
@@ -37,14 +40,20 @@ def show_report(report: "Report", *, quiet: bool, verbose: int) -> None:
 
 def results() -> Console:
     """Return the console for results: as wide as it takes where no terminal cuts it."""
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    wide = None if sys.stdout.isatty() else WIDE
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=wide)
+
+
+def cells(*texts: str) -> list[Text]:
+    """Return cells of a table; nothing in them is markup or steers a terminal."""
+    return [Text(printable(text)) for text in texts]
 
 
 def _list(what: str, names: Iterable[str]) -> None:
     listed = list(names)
     click.echo(f"{what}: {len(listed)}", err=True)
     for name in listed[:SHOWN]:
-        click.echo(f"  {name}", err=True)
+        click.echo(f"  {printable(name)}", err=True)
     if len(listed) > SHOWN:
         click.echo(f"  and {len(listed) - SHOWN} more", err=True)
 
@@ -66,16 +75,9 @@ def _rows_table(rows: "Iterable[Row]", *, scores: bool) -> Table:
         table.add_column(title, justify="left" if title in ("layer", "block", "") else "right")
     for row in rows:
         given = (_number(row.score_kept), _number(row.score_cut)) if scores else ()
-        table.add_row(
-            row.module,
-            row.block,
-            _ranks(row.rank_before, row.rank_after),
-            _number(row.norm),
-            share_text(row.energy),
-            _number(row.error),
-            *given,
-            row.note,
-        )
+        numbers = (_number(row.norm), share_text(row.energy), _number(row.error))
+        ranks = _ranks(row.rank_before, row.rank_after)
+        table.add_row(*cells(row.module, row.block, ranks, *numbers, *given, row.note))
     return table
 
 
@@ -84,7 +86,7 @@ def _summary_table(report: "Report") -> Table:
     table.add_column(style="bold")
     table.add_column()
     for name, value in _facts(report):
-        table.add_row(name, value)
+        table.add_row(*cells(name, value))
     return table
 
 
