@@ -1,5 +1,6 @@
 # make venv   a virtual environment in .venv      make test   the tests
 # make demo   every command on small models       make check  all that CI runs
+# make bench  the speed, on SD 1.5, in minutes
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
