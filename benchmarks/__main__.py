@@ -9,6 +9,7 @@ from benchmarks import (
     bench_gpu,
     bench_merge,
     bench_methods,
+    bench_peers,
     bench_resize,
     bench_start,
     bench_svd,
@@ -24,6 +25,7 @@ BENCHMARKS: Mapping[str, Callable[[options.Options], bool]] = {
     "extract": bench_extract.run,
     "apply": bench_apply.run,
     "methods": bench_methods.run,
+    "peers": bench_peers.run,
     "gpu": bench_gpu.run,
 }
 """Each tells whether the results are what they must be."""
