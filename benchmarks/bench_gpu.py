@@ -25,7 +25,7 @@ KERNELS = 8
 """How many kernels are listed."""
 CLOSE = 5e-3
 """What the errors of two approximations of one rank may differ by, relative."""
-STORED = 2.0**-9
+STORED = 2.0**-8
 """What two factors stored in fp16 or bf16 may change of a ΔW, relative."""
 
 
@@ -38,7 +38,7 @@ class Job:
 
     title: str
     command: tuple[str | Path, ...]
-    call: Callable[[lorakit.Compute], lorakit.LoraFile]
+    call: Callable[[lorakit.Compute], object]
     inputs: tuple[Path, ...]
     layers: list[Layer]
     truth: Callable[[Layer], Tensor]
@@ -163,22 +163,17 @@ def _agreement(job: Job, outputs: list[Path], given: Options) -> bool:
     for title, excess in zip(("cpu", given.device), found, strict=True):
         print(f"    {title}, {len(exact)} layers: {excess}")
     same = abs(found[1].mean - found[0].mean) <= CLOSE * found[0].mean
-    agrees = same and (not job.exact or apart[name] <= STORED) and len(apart) == _kept(files)
+    agrees = same and (not job.exact or apart[name] <= STORED) and files[0].keys == files[1].keys
     print(f"    within the tolerance: {'yes' if agrees else 'no'}")
     return agrees
 
 
-def _kept(files: list[truth.File]) -> int:
-    """Return how many layers there are in one file or the other."""
-    return len([key for key in files[0].keys | files[1].keys if key.endswith(".lora_up.weight")])
-
-
 def _watch(job: Job, given: Options, rate: float) -> None:
-    """Show the share of matrix work, the memory of the card, and its busiest kernels."""
-    cuda = given.device.startswith("cuda")
+    """Show the share of matrix work; of a card its memory and busiest kernels too."""
     compute = lorakit.Compute.of(device=given.device, threads=given.threads)
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(given.device)
+    if given.device.startswith("cuda"):
+        # First, so that the libraries of the card are loaded when the clock runs.
+        _show_card(job, compute)
     start = time.perf_counter()
     with watched(given.device) as spans:
         job.call(compute)
@@ -190,19 +185,17 @@ def _watch(job: Job, given: Options, rate: float) -> None:
         f"work ({solving / seconds:.0%}) and {sending:.2f} s of sending, for batches with their "
         f"reading; these overlap; one product of width {WIDTH} a layer takes {least:.2f} s"
     )
-    if not cuda:
-        return
-    _show_memory(given.device)
+
+
+def _show_card(job: Job, compute: lorakit.Compute) -> None:
+    torch.cuda.reset_peak_memory_stats(compute.device)
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
-        with profiled(trace, given.device):
+        with profiled(trace, compute.device):
             job.call(compute)
         _show_profile(read_profile(trace))
-
-
-def _show_memory(device: str) -> None:
-    held = torch.cuda.max_memory_allocated(device)
-    reserved = torch.cuda.max_memory_reserved(device)
+    held = torch.cuda.max_memory_allocated(compute.device)
+    reserved = torch.cuda.max_memory_reserved(compute.device)
     print(f"  memory of the card: {held / 2**20:.0f} MiB, {reserved / 2**20:.0f} MiB reserved")
 
 

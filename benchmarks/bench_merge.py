@@ -4,7 +4,7 @@ from benchmarks import full_size, measure, process, truth
 from benchmarks.options import Options
 
 STRENGTHS = (0.8, -0.5)
-STORED = 2.0**-9
+STORED = 2.0**-8
 """What two factors stored in fp16 or bf16 may change of a ΔW, relative."""
 MOST = 1.001
 """Times the error of the best of that rank."""

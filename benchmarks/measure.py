@@ -49,6 +49,7 @@ def gemm_rate(*, width: int = 40, seconds: float = 1.0, device: str = "cpu") -> 
 
 def fastest(function: Callable[[], object], *, seconds: float, device: str = "cpu") -> float:
     """Return the seconds of the fastest call, among all that fit a time, and two at the least."""
+    finish(device)
     found: list[float] = []
     begin = time.perf_counter()
     while len(found) < FEWEST_ROUNDS or time.perf_counter() - begin < seconds:

@@ -14,6 +14,7 @@ from lorakit.lorafile import LoraFile
 Result = TypeVar("Result")
 Shape = tuple[int, int]
 LONG = 5.0
+"""Seconds after which a second call would change nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ def installed(package: str) -> str | None:
 def timed(function: Callable[[], Result]) -> tuple[Result, float]:
     """Return what a function returns, and the seconds of the faster of two calls.
 
-    The first one may load code; what takes long is called once, and that does not matter.
+    The first one may load code, which does not matter where it takes long: that is called once.
     """
     seconds = math.inf
     while True:
@@ -83,7 +84,7 @@ def lora_error(lora: LoraFile, exact: Mapping[str, Tensor]) -> float:
     scales = {layer: float(parts["alpha"]) / len(parts["down"]) for layer, parts in factors.items()}
     return error(
         (scales[layer] * (parts["up"] @ parts["down"]), exact[layer])
-        for layer, parts in factors.items()
+        for layer, parts in ((layer, factors[layer]) for layer in exact)
     )
 
 

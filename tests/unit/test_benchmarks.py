@@ -1,6 +1,7 @@
 """Every benchmark runs, on small models and in this process, and sees a wrong result."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from benchmarks import (
 )
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.options import Options
+from lorakit.compute import Compute
 from lorakit.linalg.dense import truncated_svd
 from tests import reference
 from tests.helpers import ran
@@ -156,6 +158,29 @@ def test_a_profile_tells_kernels_from_copies() -> None:
     assert found.kernels == pytest.approx(3.0)
     assert found.by_name == {"gemm": pytest.approx(4.0)}
     assert found.copies == {"to": watching.Copies(size=30, seconds=1.0)}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_card_did_is_told(monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    did = watching.Profile(
+        kernels=1.5,
+        by_name={f"kernel {number}": 0.1 * number for number in range(12)},
+        copies={"Memcpy HtoD": watching.Copies(size=3 * 10**9, seconds=0.5)},
+    )
+    called: list[Compute] = []
+    job = replace(bench_gpu._resizing(SMALL), call=called.append)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5 * 2**20)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 7 * 2**20)
+    monkeypatch.setattr(bench_gpu, "read_profile", lambda trace: did)
+    bench_gpu._show_card(job, Compute())
+    assert called == [Compute()]
+    shown = capsys.readouterr().out
+    assert "1.50 s with a kernel" in shown
+    assert "Memcpy HtoD: 3.00 GB in 0.50 s, 6.00 GB/s" in shown
+    assert "5 MiB, 7 MiB reserved" in shown
+    assert "1.100 s kernel 11" in shown
+    assert "kernel 3" not in shown
 
 
 @pytest.mark.filterwarnings("ignore")
