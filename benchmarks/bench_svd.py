@@ -28,7 +28,7 @@ LARGEST_EXACT = 1280
 """The longer side up to which the exact SVD is waited for."""
 TOGETHER = 4
 OVERSAMPLING, NITER = 8, 2
-"""Of `svd_lowrank`, as kohya's and sd-mecha's users have it."""
+"""Of `svd_lowrank`: columns beyond the rank, and its own default of power iterations."""
 SECONDS = 1.0
 MOST = 1.01
 """Times the error of the best of that rank."""
