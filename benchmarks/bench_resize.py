@@ -1,4 +1,6 @@
-"""`resize` of a LoRA, against reading it and writing the result."""
+"""`resize` of a LoRA, against reading it, the least products, and writing the result."""
+
+import torch
 
 from benchmarks import full_size, measure, process, truth
 from benchmarks.options import Options
@@ -14,15 +16,17 @@ def run(given: Options) -> bool:
     out = full_size.output("resize")
     rank = ("--rank", str(NARROW))
     took = process.lorakit("resize", wide, *rank, "-o", out, given=given)
-    limit = measure.read_all(wide) + measure.copy_and_sync(out, full_size.FOLDER)
+    layers = truth.layers(given.architecture, factor=given.factor)
+    moving = measure.read_all(wide) + measure.copy_and_sync(out, full_size.FOLDER)
+    rate = measure.gemm_rate(width=WIDE, dtype=torch.float64)
+    multiplying = truth.reduction_flops(layers, rank=WIDE, kept=NARROW) / rate
     measure.show(
         f"resize {WIDE} to {NARROW}",
         took,
-        limit=limit,
-        limit_name="reading and writing",
+        limit=moving + multiplying,
+        limit_name=f"reading and writing {moving:.2f} s and products {multiplying:.2f} s, together",
         size=wide.stat().st_size,
     )
-    layers = truth.layers(given.architecture, factor=given.factor)
     sample = truth.spread(layers, given.samples)
     before, after = truth.File(wide), truth.File(out)
     exact = {layer: before.delta(layer) for layer in sample}

@@ -39,10 +39,16 @@ def read_all(*files: Path) -> float:
     return time.perf_counter() - start
 
 
-def gemm_rate(*, width: int = 40, seconds: float = 1.0, device: str = "cpu") -> float:
-    """Return the fp32 FLOP/s of [1280, 5120] @ [5120, width] on a device."""
-    left = torch.randn(1280, 5120, device=device)
-    right = torch.randn(5120, width, device=device)
+def gemm_rate(
+    *,
+    width: int = 40,
+    seconds: float = 1.0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    """Return the FLOP/s of [1280, 5120] @ [5120, width] on a device."""
+    left = torch.randn(1280, 5120, device=device, dtype=dtype)
+    right = torch.randn(5120, width, device=device, dtype=dtype)
     one = fastest(lambda: left @ right, seconds=seconds, device=device)
     return 2 * left.numel() * width / one
 

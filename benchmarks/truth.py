@@ -48,6 +48,12 @@ def numel(items: Iterable[Layer]) -> int:
     return sum(math.prod(layer.shape) for layer in items)
 
 
+def reduction_flops(items: Iterable[Layer], *, rank: int, kept: int) -> int:
+    """Return the FLOPs that cutting factors of a rank takes: their Gram matrices, and the turns."""
+    sides = sum(layer.shape[0] + math.prod(layer.shape[1:]) for layer in items)
+    return 2 * sides * rank * (rank + kept)
+
+
 FLOAT64_SUM = 2.0**-44
 """What the order of its terms may change of a float64 sum, relative."""
 
