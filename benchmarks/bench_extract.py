@@ -1,15 +1,17 @@
 """`extract` of two checkpoints, against reading both and one pass of matrix products."""
 
-from benchmarks import full_size, measure, options, truth
+from benchmarks import full_size, measure, process, truth
+from benchmarks.options import Options
 
 RANK = 32
 # What a randomised SVD draws beyond the rank.
 OVERSAMPLING = 8
+MOST = 1.01
+"""Times the error of the best of that rank."""
 
 
-def main(arguments: list[str] | None = None) -> None:
+def run(given: Options) -> bool:
     """Extract a LoRA of rank 32 with convolutions; compare its error with the best of that rank."""
-    given = options.parse(__doc__, "sd1", arguments)
     original = full_size.checkpoint(given.architecture, factor=given.factor)
     tuned = full_size.checkpoint(given.architecture, factor=given.factor, tuned=True)
     layers = truth.layers(given.architecture, factor=given.factor, conv=True)
@@ -18,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     reading = measure.read_all(original, tuned)
     multiplying = 2 * truth.numel(layers) * width / measure.gemm_rate(width=width)
     ranks = ("--rank", str(RANK), "--conv-rank", str(RANK))
-    took = measure.lorakit("extract", original, tuned, *ranks, "-o", out, threads=given.threads)
+    took = process.lorakit("extract", original, tuned, *ranks, "-o", out, given=given)
     measure.show(
         f"extract at rank {RANK}",
         took,
@@ -30,9 +32,6 @@ def main(arguments: list[str] | None = None) -> None:
     sample = truth.spread(layers, given.samples)
     exact = {layer: after.weight(layer) - before.weight(layer) for layer in sample}
     found = {layer: lora.delta(layer) for layer in sample}
-    print(f"  {len(sample)} layers: {truth.excess(found, exact, RANK)}")
-
-
-if __name__ == "__main__":
-    print(measure.versions())
-    main()
+    excess = truth.excess(found, exact, RANK)
+    print(f"  {len(sample)} layers: {excess}")
+    return excess.worst <= MOST
