@@ -1,5 +1,7 @@
 """`extract` of two checkpoints, against reading both and one pass of matrix products."""
 
+from pathlib import Path
+
 from benchmarks import full_size, measure, process, truth
 from benchmarks.options import Options
 
@@ -11,18 +13,26 @@ MOST = 1.01
 
 
 def run(given: Options) -> bool:
-    """Extract a LoRA of rank 32 with convolutions; compare its error with the best of that rank."""
+    """Extract at rank 32, without and with convolutions; compare with the best of that rank."""
     original = full_size.checkpoint(given.architecture, factor=given.factor)
     tuned = full_size.checkpoint(given.architecture, factor=given.factor, tuned=True)
-    layers = truth.layers(given.architecture, factor=given.factor, conv=True)
+    kinds = {False: "linear layers"} | (
+        {} if given.architecture == "flux" else {True: "all layers"}
+    )
+    right = [_extracted(original, tuned, given, name, conv) for conv, name in kinds.items()]
+    return all(right)
+
+
+def _extracted(original: Path, tuned: Path, given: Options, name: str, conv: bool) -> bool:
+    layers = truth.layers(given.architecture, factor=given.factor, conv=conv)
     out = full_size.output("extract")
     width = RANK + OVERSAMPLING
     reading = measure.read_all(original, tuned)
     multiplying = 2 * truth.numel(layers) * width / measure.gemm_rate(width=width)
-    ranks = ("--rank", str(RANK), "--conv-rank", str(RANK))
+    ranks = ("--rank", str(RANK), *(("--conv-rank", str(RANK)) if conv else ()))
     took = process.lorakit("extract", original, tuned, *ranks, "-o", out, given=given)
     measure.show(
-        f"extract at rank {RANK}",
+        f"extract {name} at rank {RANK}",
         took,
         limit=reading + multiplying,
         limit_name=f"reading {reading:.2f} s and one pass {multiplying:.2f} s, together",
