@@ -18,14 +18,15 @@ Result = TypeVar("Result")
 
 DEFAULT_MEMORY = 512 * 2**20
 _MOST_ON_A_CARD = 8 * 2**30
-_TOGETHER = 32
+_TOGETHER, _TOGETHER_ON_CPU = 32, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
     """The device of the linear algebra, the number of workers and the bytes in flight at once.
 
-    `together` is how many layers of one shape a worker takes at once: a CPU gains nothing by it.
+    `together` is how many layers of one shape a worker takes at once: a card wants many, and on a
+    CPU four small ones take three quarters of the time of one after another.
     """
 
     device: str = "cpu"
@@ -51,7 +52,7 @@ class Compute:
             raise SpecError(
                 f"--threads and --memory must be positive, found {workers} and {budget}."
             )
-        together = 1 if chosen == "cpu" else _TOGETHER
+        together = _TOGETHER_ON_CPU if chosen == "cpu" else _TOGETHER
         return Compute(device=chosen, threads=workers, memory=budget, together=together)
 
     @property

@@ -28,7 +28,9 @@ from lorakit.operations.pieces import Piece
 _START = "truncated SVD"
 """Names the random start of a dense layer's SVD, drawn once for all layers of one height."""
 _SHARE = 4
-"""The part of the byte budget, 1 / 4, that layers taken together may have."""
+"""The part of the byte budget, 1 / 4, that layers taken together on a card may have."""
+_ON_CPU = 2**27
+"""Bytes of layers taken together on a CPU, fixed: no budget changes a bit."""
 
 Truth = Factors | Framed | Tensor
 Found = tuple["Spectrum", int]
@@ -83,11 +85,14 @@ def _groups(pieces: Sequence[Piece], compute: Compute) -> list[list[Piece]]:
     """Return which pieces are solved together: of one shape, within the budget."""
     groups: list[list[Piece]] = []
     open_ones: dict[object, list[Piece]] = {}
+    on_cpu = compute.device == "cpu"
+    room = _ON_CPU if on_cpu else compute.memory // _SHARE
     for piece in pieces:
+        # The parts of factors are small, and a CPU is busy with one of them.
+        most = 1 if on_cpu and piece.rank_before is not None else compute.together
         likeness = (piece.shape, piece.rank_before, piece.rank_bound)
         group = open_ones.get(likeness)
-        full = group is None or len(group) >= compute.together
-        if group is None or full or (len(group) + 1) * piece.cost * _SHARE > compute.memory:
+        if group is None or len(group) >= most or (len(group) + 1) * piece.cost > room:
             group = open_ones[likeness] = []
             groups.append(group)
         group.append(piece)

@@ -10,7 +10,7 @@ from lorakit.tensorfile.extents import opened
 from lorakit.tensorfile.plain import TensorSource
 from lorakit.tensorfile.reading import read_exactly, reading
 
-BLOCK = 2**17
+BLOCK = 2**19
 """Elements: in their stored dtype and in fp32, those of two models stay in the cache."""
 
 

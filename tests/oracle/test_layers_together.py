@@ -89,8 +89,19 @@ def test_more_than_one_layer_is_taken_at_once_and_none_beyond_the_budget(
     assert max(shape[0] for shape in seen) == 8
     seen.clear()
     budget = 2**22
-    extracted(models, Compute(threads=2, together=8, memory=budget))
+    card = Compute(device="cpu:0", threads=2, together=8, memory=budget)
+    extracted(models, card)
     assert all(shape[0] * shape[1] * shape[2] * 16 * 4 <= budget for shape in seen)
+
+
+def test_on_a_cpu_the_budget_changes_no_bit(models: tuple[Path, Path]) -> None:
+    wide, narrow = (
+        extracted(models, Compute(threads=threads, together=4, memory=memory))[0]
+        for threads, memory in ((1, 2**30), (3, 2**20))
+    )
+    for module, adapter in wide.adapters.items():
+        for role, tensor in adapter.tensors().items():
+            assert torch.equal(tensor, narrow.adapters[module].tensors()[role]), module
 
 
 @pytest.mark.parametrize("room", [2, 0])
