@@ -9,6 +9,13 @@ from torch import Tensor
 from lorakit.errors import AdapterError, NumericsError
 
 NUMBERS = ("alpha", "scale", "on_input")
+_BITS = {
+    torch.float16: (torch.int16, 0x7C00),
+    torch.bfloat16: (torch.int16, 0x7F80),
+    torch.float32: (torch.int32, 0x7F800000),
+    torch.float64: (torch.int64, 0x7FF0000000000000),
+}
+"""The integers of the same width, and the bits of infinity."""
 
 
 def number(tensor: Tensor) -> float:
@@ -60,13 +67,17 @@ def check_values(tensors: Mapping[str, Tensor]) -> None:
 def finite(tensor: Tensor) -> bool:
     """Tell whether every value is finite; tensors without values (torch's meta device) are.
 
-    The sum tells it in one pass; only where bf16's sum overflows is every value looked at.
+    What is not finite has the largest bits of its sign: two maxima of integers tell it, in half
+    the time of a sum.
     """
-    if tensor.device.type == "meta" or not tensor.is_floating_point():
+    if tensor.device.type == "meta" or not tensor.is_floating_point() or not tensor.numel():
         return True
     values = tensor.float() if tensor.dtype.itemsize < 2 else tensor
-    total = values.sum(dtype=torch.promote_types(values.dtype, torch.float32))
-    return math.isfinite(float(total)) or bool(torch.isfinite(values).all())
+    width, infinity = _BITS[values.dtype]
+    bits = values.detach().cpu().contiguous().view(width).numpy()
+    negative = bits.view(f"u{bits.dtype.name}")
+    below = 1 << (8 * values.element_size() - 1)
+    return int(bits.max()) < infinity and int(negative.max()) < below + infinity
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> str:

@@ -62,7 +62,9 @@ class Lora:
         """Return ΔW as fp64 factors [out, rank] and [rank, in · kh · kw], the scale folded in."""
         del base
         up, down = double(self.up.flatten(1)), double(self.down.flatten(1))
-        up = up if self.scale == 1.0 else up * self.scale
+        if self.scale != 1.0:
+            # In place where it is a copy: fresh memory costs as much as the product.
+            up = up * self.scale if self.up.dtype == torch.float64 else up.mul_(self.scale)
         if self.mid is not None:
             down = torch.einsum("mn...,ni->mi...", self.mid.double(), down).flatten(1)
         return Factors(up=up, down=down)

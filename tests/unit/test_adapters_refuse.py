@@ -1,5 +1,6 @@
 """What does not make an adapter is refused: the message names what was expected and found."""
 
+import math
 import re
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lorakit.adapters import build
+from lorakit.adapters.checks import finite
 from lorakit.errors import AdapterError, NumericsError
 from lorakit.linalg.factored import Factors
 
@@ -235,3 +237,18 @@ def test_a_dora_that_a_strength_turns_to_zero_is_refused() -> None:
     base = base / base.norm(dim=1, keepdim=True)
     with pytest.raises(AdapterError, match="strength 2 turns to zero in some output"):
         build(["lora", "dora"], tensors, None).scaled(2.0, base)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2]
+)
+def test_every_value_that_is_not_finite_is_seen_and_no_other(dtype: torch.dtype) -> None:
+    most = torch.finfo(dtype).max
+    rows = [[0.0, -0.0, 1.5], [most, -most, torch.finfo(dtype).tiny]]
+    usual = torch.tensor(rows, dtype=torch.float64).to(dtype)
+    assert finite(usual)
+    assert finite(usual.T)
+    for odd in (math.nan, -math.nan, math.inf, -math.inf):
+        values = usual.double()
+        values[1, 1] = odd
+        assert not finite(values.to(dtype)), odd
