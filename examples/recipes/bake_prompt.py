@@ -5,17 +5,7 @@ The page is docs/recipes/bake-prompt.md.
 
 from pathlib import Path
 
-from kitchen import (
-    Deltas,
-    Found,
-    between,
-    checkpoint,
-    deltas,
-    error,
-    lorakit,
-    plant,
-    serve,
-)
+from kitchen import Deltas, Found, between, checkpoint, deltas, error, lorakit, plant, serve
 
 PROMPT = "masterpiece, <lora:style:0.8:lbw=OUTALL>, 1girl, <lora:character:0.5:0.3>"
 
