@@ -1,12 +1,13 @@
 # make venv   a virtual environment in .venv      make test   the tests
 # make demo   every command on small models       make check  all that CI runs
+# make site   the docs as a site in .cache/site
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help venv demo test check lint format format-check types docs bench clean
+.PHONY: help venv demo test check lint format format-check types docs site bench clean
 
 help:
 	@sed -n '/^PYTHON/q; s/^# //p' Makefile
@@ -19,7 +20,7 @@ TORCH_INDEX ?=
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	$(PIP) -e '.[dev,peers]'
+	$(PIP) -e '.[dev,peers,site]'
 # It pins other versions of what is here already, for things that the tests do not use.
 	$(PIP) --no-deps mergekit
 	touch $(STAMP)
@@ -31,7 +32,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(RUN) -m pytest -n auto
 
-check: lint format-check types docs test
+check: lint format-check types docs site test
 
 lint: $(STAMP)
 	$(RUN) -m ruff check
@@ -47,6 +48,10 @@ types: $(STAMP)
 
 docs: $(STAMP)
 	$(RUN) docs/generate.py --check
+
+# Into .cache/site; `.venv/bin/mkdocs serve` shows the pages while they are written.
+site: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
 
 bench: $(STAMP)
 	$(RUN) -m benchmarks

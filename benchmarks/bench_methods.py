@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import full_size, measure, options, truth
+from benchmarks.layer import Layer
 
 STRENGTHS = (0.8, 0.6, -0.5)
 METHODS = ("linear", "ties", "dare-ties", "karcher", "tsv", "iso-c", "ctm")
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         out.unlink()
 
 
-def formed(files: list[Path], layers: list[truth.Layer]) -> float:
+def formed(files: list[Path], layers: list[Layer]) -> float:
     """Return the seconds that up @ down of every layer and LoRA takes, on all cores, in fp32."""
     opened = [truth.File(path) for path in files]
     seconds = 0.0

@@ -5,17 +5,28 @@ from pathlib import Path
 
 import synthetic
 
-from benchmarks import ROOT
+from benchmarks import ROOT, flux, measure
 
 FOLDER = ROOT / ".cache" / "bench"
 TUNING = synthetic.Tuning(rank=64)
 
 
 def checkpoint(architecture: str, *, factor: int = 1, tuned: bool = False) -> Path:
-    """Return a fp16 checkpoint (sd1 2.1 GB, sdxl 6.9 GB), perhaps fine-tuned."""
+    """Return a checkpoint (sd1 2.1 GB, sdxl 6.9 GB in fp16, flux 24 GB in bf16), perhaps tuned.
+
+    The tuned Flux is the plain one with a LoRA baked in: a third file of its size is too much.
+    """
     name = f"{architecture}{'-tuned' if tuned else ''}"
 
     def write(path: Path) -> None:
+        if architecture == "flux" and tuned:
+            plain, change = checkpoint("flux", factor=factor), lora("flux", 32, factor=factor)
+            measure.lorakit("merge", change, "--into", plain, "-o", f"{path}.safetensors")
+            Path(f"{path}.safetensors").replace(path)
+            return
+        if architecture == "flux":
+            flux.write_checkpoint(path, factor=factor)
+            return
         tensors = synthetic.single_file(architecture, factor=factor)
         synthetic.write_checkpoint(path, tensors, tuning=TUNING if tuned else None)
 
@@ -23,9 +34,12 @@ def checkpoint(architecture: str, *, factor: int = 1, tuned: bool = False) -> Pa
 
 
 def lora(architecture: str, rank: int, *, factor: int = 1, seed: int = 0) -> Path:
-    """Return a fp16 kohya LoRA with text encoders."""
+    """Return a kohya LoRA in the checkpoint's dtype, with text encoders but for Flux."""
 
     def write(path: Path) -> None:
+        if architecture == "flux":
+            synthetic.write_lora(path, flux.lora_tensors(rank=rank, seed=seed, factor=factor))
+            return
         tensors = synthetic.lora_tensors(
             architecture, rank=rank, alpha=rank / 2, seed=seed, factor=factor
         )

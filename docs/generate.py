@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the commands' own help and docs/architectures.md from the tables.
+"""Write the pages that follow from the code: cli.md, architectures.md and api.md.
 
 python docs/generate.py          writes
 python docs/generate.py --check  fails if a page differs
@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import click
+from api import api_page
 
-from lorakit.cli import lorakit
+from lorakit.cli import load_command, lorakit
 from lorakit.names.architectures import Architecture
 from lorakit.names.families import ARCHITECTURES
 
@@ -29,16 +30,31 @@ This page is generated from the tables in `lorakit/names` by `docs/generate.py`;
 out of date.
 
 Layers are what a LoRA can change in the denoiser and the text encoders; a fused layer is one in the
-single file and several in a diffusers folder. Every row is tested, in every dialect and both
-layouts, in `tests/oracle/test_architectures.py`.
+single file and several in a diffusers folder. Of every row all modules are found in every dialect,
+baked alike into both layouts and extracted again; and the table behind it is compared with what
+diffusers makes of such a file, or with the model's own list of keys.
 
-| architecture | layers | fused in the file | kohya's paths | text encoders | blocks |
-|---|---|---|---|---|---|"""
+| architecture | layers | fused in the file | kohya's paths | text encoders | blocks | test |
+|---|---|---|---|---|---|---|"""
+TABLES = {
+    "test_names_peer": ("sd1", "sd2", "sdxl"),
+    "test_names_layouts": ("sdxl-refiner",),
+    "test_names_flux": ("flux", "chroma", "flux2-klein-4b", "flux2-klein-9b", "flux2"),
+    "test_names_sd3": ("sd3", "sd3-large"),
+    "test_names_dit": ("qwen-image", "z-image", "lumina2", "pixart", "auraflow", "anima"),
+    "test_names_video": (
+        *("wan-small", "wan", "hunyuan-video", "hunyuan-image"),
+        *("ltx", "ltx-13b", "ltx2"),
+    ),
+}
+"""Where an architecture's table is compared with another's, by the architecture's id."""
 
 
 def command_page() -> str:
     """Return the page of the command line: the group's help, then each command's."""
-    return "\n".join([HEAD, *_sections("lorakit", lorakit)])
+    commands = (_sections(f"lorakit {name}", load_command(name)) for name in lorakit.commands)
+    sections = [_section("lorakit", lorakit), *(one for found in commands for one in found)]
+    return "\n".join([HEAD, *sections])
 
 
 def _sections(title: str, command: click.Command) -> list[str]:
@@ -66,8 +82,15 @@ def _row(architecture: Architecture) -> str:
         f"`{architecture.kohya_prefix(component)}` {clip}"
         for component, clip in architecture.clips.items()
     )
-    cells = (architecture.title, layers, fused, names, texts or "none", _ids(architecture.blocks))
+    blocks, tests = _ids(architecture.blocks), _tests(architecture)
+    cells = (architecture.title, layers, fused, names, texts or "none", blocks, tests)
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def _tests(architecture: Architecture) -> str:
+    (table,) = (file for file, ids in TABLES.items() if architecture.id in ids)
+    both = "[dialects, layouts](../tests/oracle/test_architectures.py)"
+    return f"{both}, [table](../tests/unit/{table}.py)"
 
 
 def _ids(blocks: tuple[str, ...]) -> str:
@@ -82,7 +105,7 @@ def _ids(blocks: tuple[str, ...]) -> str:
     return " ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-PAGES = {"cli.md": command_page, "architectures.md": architecture_page}
+PAGES = {"cli.md": command_page, "architectures.md": architecture_page, "api.md": api_page}
 
 
 def main() -> None:

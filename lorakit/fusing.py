@@ -95,6 +95,20 @@ def fused(lora: LoraFile) -> LoraFile:
     return replace(lora, adapters=_ordered(adapters))
 
 
+def in_one_form(loras: Sequence[LoraFile]) -> list[LoraFile]:
+    """Return LoRAs that agree on what a layer is, whatever their order.
+
+    Where one of them has a fused layer it is fused in all of them; where some kind cannot be joined
+    it is in parts in all of them.
+    """
+    if not any(map(is_fused, loras)) or not any(map(is_split, loras)):
+        return list(loras)
+    try:
+        return [fused(lora) for lora in loras]
+    except AdapterError:
+        return [split(lora) for lora in loras]
+
+
 def _ordered(adapters: Mapping[str, Adapter]) -> dict[str, Adapter]:
     return {module: adapters[module] for module in sorted(adapters)}
 

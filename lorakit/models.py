@@ -12,9 +12,10 @@ from lorakit.errors import FileFormatError, NumericsError
 from lorakit.linalg.factored import Factors, Framed
 from lorakit.linalg.rounding import rounded_add, rounded_sum, rounded_tiles
 from lorakit.linalg.rounding8 import rounded8_add, rounded8_sum
-from lorakit.linalg.tiles import Change, Tiled, dense
+from lorakit.linalg.tiles import Change, Tiled, dense, difference, subtracted
 from lorakit.names.architectures import Target
 from lorakit.names.checkpoints import BIAS, CheckpointIndex, index_checkpoint
+from lorakit.tensorfile.blocks import blocks
 from lorakit.tensorfile.header import Extent, Spec
 from lorakit.tensorfile.quantised import dequantised
 from lorakit.tensorfile.source import TensorSource, torch_dtype
@@ -66,6 +67,12 @@ class Model:
         slots = [slot for part in self.parts(module) if (slot := self.slot(part)) is not None]
         return (sum(slot.shape[0] for slot in slots), *slots[0].shape[1:])
 
+    def place(self, module: str) -> tuple[str, int]:
+        """Return the file and the offset where a module's bytes begin; ("", 0) where in none."""
+        slot = self.slot(self.parts(module)[0])
+        extent = None if slot is None else self.source.extent(slot.key)
+        return ("", 0) if extent is None else (str(extent.path), extent.offset)
+
     def weight(self, module: str) -> Tensor:
         """Read a module's weight as [out, in · kh · kw] in fp32, a vector as one column.
 
@@ -84,6 +91,32 @@ class Model:
         if not parts:
             raise FileFormatError(f"{self.source.name}: expected a weight of {module}, found none.")
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def difference(self, module: str, other: "Model") -> Tensor:
+        """Return this model's weight of a module less another's, [out, in · kh · kw] in fp32.
+
+        Where both lie in their files as they are, neither is ever whole in memory.
+
+        Raises:
+            FileFormatError: a model lacks the module.
+        """
+        ours, theirs = self._span(module), other._span(module)
+        if ours is None or theirs is None:
+            return difference(self.stored(module), other.stored(module))
+        shape = self.shape(module)
+        result = torch.empty(shape[0], math.prod(shape[1:]))
+        pairs = zip(blocks(self.source, *ours), blocks(other.source, *theirs), strict=True)
+        return subtracted(pairs, result)
+
+    def _span(self, module: str) -> tuple[str, int, int] | None:
+        """Return the key and the elements that hold a module as it is, None where it is turned."""
+        if self.parts(module) != (module,):
+            return None
+        slot = self.slot(module)
+        if slot is None or slot.transpose or slot.swap:
+            return None
+        width = math.prod(slot.shape[1:])
+        return slot.key, slot.rows[0] * width, slot.rows[1] * width
 
     def _read(self, slot: Slot) -> Tensor:
         tensor = self.source.get(slot.key)
@@ -170,6 +203,7 @@ class Applied:
     Args:
         base: the source that the ΔW are added to.
         addends: key -> what is added there.
+        metadata: the text beside the tensors.
         device: where the sums are made.
     """
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import AdapterError, FileFormatError
+from lorakit.linalg.rotations import Cayley
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -17,15 +18,22 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 AlphaOf = Callable[[str, int], float | None]
 """(module path, rank) -> alpha, None where nothing says it."""
 
-_TYPES = ("LORA", "LOHA", "LOKR", "IA3")
+_TYPES = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT")
 _REFUSED = {
     "fan_in_fan_out": "transposed weights (fan_in_fan_out)",
-    "modules_to_save": "whole modules (modules_to_save)",
     "layer_replication": "layer replication",
     "target_parameters": "expert parameters (target_parameters)",
     "trainable_token_indices": "trained tokens",
     "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA",
+    "alora_invocation_tokens": "an activated LoRA, which holds from some tokens on",
+    "arrow_config": "Arrow, which chooses between LoRAs as it runs",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+    "velora_config": "VeLoRA",
 }
+_CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""Beginnings of the inits that change the base before training."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -46,15 +54,27 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path}: expected peft_type {', '.join(_TYPES)}, found {kind}; merge it with PEFT."
         )
     asked = [name for flag, name in _REFUSED.items() if config.get(flag)]
-    if config.get("bias", "none") != "none":
-        asked.append("trained biases")
-    if str(config.get("init_lora_weights", "")).startswith(("pissa", "olora", "corda", "lora_ga")):
+    if str(config.get("init_lora_weights", "")).lower().startswith(_CHANGED_BASE):
         asked.append(f"{config['init_lora_weights']}, which changed the base when it began")
     if asked:
         raise AdapterError(
             f"{path}: expected a plain LoRA, found {', '.join(asked)}; merge it with PEFT first."
         )
     return config
+
+
+def cayley_from_config(config: Mapping[str, Any]) -> Cayley | None:
+    """Return how an OFT's numbers become rotations; None for other types.
+
+    Source: PEFT 0.21.2, `OFTConfig` and its defaults.
+    """
+    if str(config.get("peft_type")).upper() != "OFT":
+        return None
+    terms = config.get("num_cayley_neumann_terms", 5)
+    return Cayley(
+        terms=int(terms) if config.get("use_cayley_neumann", True) else None,
+        bound=float(config.get("eps", 6e-5)) if config.get("coft") else None,
+    )
 
 
 def alpha_from_config(config: Mapping[str, Any]) -> AlphaOf:

@@ -7,7 +7,15 @@ from pathlib import Path
 from torch import Tensor
 
 from lorakit.errors import FileFormatError
-from lorakit.peftconfig import CONFIG, WEIGHTS, AlphaOf, alpha_from_config, read_config
+from lorakit.linalg.rotations import Cayley, rotations, side_of
+from lorakit.peftconfig import (
+    CONFIG,
+    WEIGHTS,
+    AlphaOf,
+    alpha_from_config,
+    cayley_from_config,
+    read_config,
+)
 from lorakit.tensorfile.header import Extent, Spec
 from lorakit.tensorfile.source import TensorSource, open_source
 
@@ -35,6 +43,53 @@ class Joined:
         return self.parts[component].extent(rest)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Turned:
+    """An OFT whose numbers have become the rotations [1, blocks, n, n] that the configuration says.
+
+    Args:
+        base: the stored adapter.
+        how: the configuration's settings.
+        specs: those of the base, but for the rotations.
+    """
+
+    base: TensorSource
+    how: Cayley
+    specs: Mapping[str, Spec]
+
+    @property
+    def name(self) -> str:
+        """The base's name."""
+        return self.base.name
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The base's metadata."""
+        return self.base.metadata
+
+    def get(self, key: str) -> Tensor:
+        """Read a tensor, or make rotations in fp32 of the one that is stored."""
+        tensor = self.base.get(key)
+        if self.specs[key] == self.base.specs[key]:
+            return tensor
+        return rotations(tensor, self.how).float()[None]
+
+    def extent(self, key: str) -> Extent | None:
+        """Tell where a tensor's bytes lie, None where they are not what `get` returns."""
+        return self.base.extent(key) if self.specs[key] == self.base.specs[key] else None
+
+
+def _turned(source: TensorSource, how: Cayley | None) -> TensorSource:
+    if how is None:
+        return source
+    specs = dict(source.specs)
+    for key, spec in source.specs.items():
+        if ".oft_R" in key and len(spec.shape) == 2:
+            size = side_of(spec.shape[1])
+            specs[key] = Spec("F32", (1, spec.shape[0], size, size))
+    return Turned(base=source, how=how, specs=specs)
+
+
 def is_peft_folder(folder: Path) -> bool:
     """Tell whether a folder holds an adapter, or one a component."""
     return any((place / CONFIG).is_file() for place in (folder, *_components(folder).values()))
@@ -52,8 +107,10 @@ def open_peft(folder: Path) -> tuple[TensorSource, AlphaOf]:
         AdapterError: the configuration asks for more than a plain LoRA.
     """
     if (folder / CONFIG).is_file():
-        alpha_of = alpha_from_config(read_config(folder))
-        return _weights(folder), lambda path, rank: alpha_of(_below(path), rank)
+        config = read_config(folder)
+        alpha_of = alpha_from_config(config)
+        source = _turned(_weights(folder), cayley_from_config(config))
+        return source, lambda path, rank: alpha_of(_below(path), rank)
     found = {
         name: place for name, place in _components(folder).items() if (place / CONFIG).exists()
     }
@@ -61,8 +118,12 @@ def open_peft(folder: Path) -> tuple[TensorSource, AlphaOf]:
         raise FileFormatError(
             f"{folder}: expected a PEFT adapter ({CONFIG}), found none; name a .safetensors file."
         )
-    parts = {name: _weights(place) for name, place in found.items()}
-    readers = {name: alpha_from_config(read_config(place)) for name, place in found.items()}
+    configs = {name: read_config(place) for name, place in found.items()}
+    parts = {
+        name: _turned(_weights(place), cayley_from_config(configs[name]))
+        for name, place in found.items()
+    }
+    readers = {name: alpha_from_config(config) for name, config in configs.items()}
     specs = {f"{name}.{key}": s for name, part in parts.items() for key, s in part.specs.items()}
     joined = Joined(name=str(folder), parts=parts, specs=specs, metadata={})
     return joined, _by_component(readers)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lorakit.adapters import Adapter, Dora, Lora
+from lorakit.adapters import Adapter, Dora, Lora, Rotated
 from lorakit.compute import Compute
 from lorakit.errors import AdapterError
 from lorakit.fusing import as_named
@@ -22,7 +22,14 @@ from lorakit.tensorfile.header import save_order
 from lorakit.tensorfile.metadata import RECIPE_KEY, recipe_json, true_metadata, with_hashes
 from lorakit.tensorfile.quantised import Requantised, dequantised_of
 from lorakit.tensorfile.source import DictSource, TensorSource
-from lorakit.tensorfile.writer import Written, cast, write_folder, write_model, write_safetensors
+from lorakit.tensorfile.writer import (
+    Check,
+    Written,
+    cast,
+    write_folder,
+    write_model,
+    write_safetensors,
+)
 
 WITH_ALPHA = ("kohya", "kohya-diffusers", "comfyui")
 EXACT = ("alpha", "scale", "on_input")
@@ -54,10 +61,16 @@ class Output:
     title: str | None = None
 
 
-def save_lora(path: str | Path, lora: LoraFile, *, output: Output | None = None) -> Written:
+def save_lora(
+    path: str | Path, lora: LoraFile, *, output: Output | None = None, check: Check | None = None
+) -> Written:
     """Write a LoRA: factors cast once, keys sorted, metadata made true.
 
-    A path that ends in `.safetensors` becomes a file; with the PEFT dialect it becomes a folder.
+    Args:
+        path: what ends in `.safetensors` becomes a file; with the PEFT dialect others are folders.
+        lora: the LoRA.
+        output: dtype, names, metadata; without it all as it is, and no file is replaced.
+        check: is given the place of the whole output before it takes that of an old one.
 
     Raises:
         OutputError: the output exists, is an input, or cannot be written.
@@ -68,10 +81,12 @@ def save_lora(path: str | Path, lora: LoraFile, *, output: Output | None = None)
     lora = as_named(lora, dialect)
     place = Path(path)
     if dialect == "peft" and place.suffix != ".safetensors":
-        return _save_peft(place, lora, output)
+        return _save_peft(place, lora, output, check)
     tensors = stored_tensors(lora, dialect=dialect, dtype=output.dtype or lora.dtype)
     source = _source(tensors, _metadata(lora, place.stem, output), place)
-    return write_safetensors(place, source, overwrite=output.overwrite, inputs=output.inputs)
+    return write_safetensors(
+        place, source, overwrite=output.overwrite, inputs=output.inputs, check=check
+    )
 
 
 def save_model(
@@ -83,6 +98,7 @@ def save_model(
     inputs: Sequence[Path] = (),
     compute: Compute | None = None,
     progress: Progress = silent,
+    check: Check | None = None,
 ) -> Written:
     """Write a model with its LoRAs baked in: each touched tensor is the exact sum, rounded once.
 
@@ -94,6 +110,7 @@ def save_model(
         inputs: files that must never be replaced.
         compute: workers, bytes in flight.
         progress: called with (what, done, total).
+        check: given the place of the whole output before it takes that of an old one.
 
     Raises:
         OutputError: the output exists, is an input, or cannot be written.
@@ -106,6 +123,7 @@ def save_model(
         inputs=inputs,
         compute=compute or Compute.of(),
         progress=progress,
+        check=check,
     )
 
 
@@ -146,6 +164,11 @@ def stored_tensors(lora: LoraFile, *, dialect: str, dtype: str) -> dict[str, Ten
 
 def _roles(lora: LoraFile, module: str, adapter: Adapter, dialect: str) -> dict[str, Tensor]:
     tensors = adapter.tensors()
+    if isinstance(adapter, Rotated):
+        raise AdapterError(
+            f"{lora.name}: {module} is {adapter.kind}, which only PEFT's own folders hold; bake it "
+            "with --into, or convert it with --as lora --against MODEL first."
+        )
     if module.endswith(BIAS) and "diff" in tensors:
         tensors = {"diff_b": tensors["diff"]}
     if dialect in WITH_ALPHA:
@@ -227,7 +250,7 @@ def _source(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], place: P
     return DictSource(ordered, with_hashes(plain, metadata), name=str(place), lent=True)
 
 
-def _save_peft(place: Path, lora: LoraFile, output: Output) -> Written:
+def _save_peft(place: Path, lora: LoraFile, output: Output, check: Check | None) -> Written:
     by_component: dict[str, dict[str, Adapter]] = {}
     for module, adapter in lora.adapters.items():
         component = module.partition(".")[0]
@@ -241,7 +264,14 @@ def _save_peft(place: Path, lora: LoraFile, output: Output) -> Written:
         tensors = stored_tensors(part, dialect="peft", dtype=output.dtype or lora.dtype)
         parts[below + WEIGHTS[0]] = _source(tensors, _metadata(part, place.name, output), place)
         texts[below + CONFIG] = format_config(_peft_layers(part))
-    return write_folder(place, parts, texts=texts, overwrite=output.overwrite, inputs=output.inputs)
+    return write_folder(
+        place,
+        parts,
+        texts=texts,
+        overwrite=output.overwrite,
+        inputs=output.inputs,
+        check=check,
+    )
 
 
 def _peft_layers(lora: LoraFile) -> dict[str, PeftLayer]:

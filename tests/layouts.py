@@ -23,6 +23,8 @@ def original_layout(
     for name in names:
         for kind in ("weight", "bias"):
             tensor = diffusers.get(f"{name.path}.{kind}")
+            if name.bare:
+                tensor = diffusers.get(name.path) if kind == "weight" else None
             if tensor is None:
                 continue
             if name.swap:
@@ -30,6 +32,7 @@ def original_layout(
             if name.transpose and tensor.ndim > 1:
                 tensor = tensor.T
             parameter = name.parameter.replace("weight", kind) if kind == "bias" else name.parameter
+            parameter = "" if name.bare else parameter
             parts.setdefault(name.original + parameter, []).append(
                 (name.part[0] if name.part else 0, tensor)
             )
@@ -47,6 +50,9 @@ def tiny_model(names: Iterable[ModuleName], seed: int = 0) -> dict[str, Tensor]:
         start, stop, _ = name.part or (0, 2, 2)
         rows = 2 * (stop - start)
         shape = (rows,) if name.norm else (rows, 6)
+        if name.bare:
+            tensors[name.module] = torch.randn(1, 2, 6, generator=generator)
+            continue
         tensors[f"{name.module}.weight"] = torch.randn(shape, generator=generator)
         if name.parameter not in ("", ".scale"):
             tensors[f"{name.module}.bias"] = torch.randn(rows, generator=generator)

@@ -9,15 +9,28 @@ from collections.abc import Callable, Collection, Mapping
 from torch import Tensor
 
 from lorakit.adapters import dora, full, glora, ia3, loha, lokr, lora, oft
-from lorakit.adapters.adapter import Adapter
+from lorakit.adapters.adapter import Adapter, is_vector
 from lorakit.adapters.dora import Dora, magnitude_for
 from lorakit.adapters.full import Full
 from lorakit.adapters.ia3 import Ia3
 from lorakit.adapters.lokr import Lokr
 from lorakit.adapters.lora import Lora
+from lorakit.adapters.rotated import Rotated
 from lorakit.errors import AdapterError
 
-__all__ = ["BUILDERS", "Adapter", "Dora", "Full", "Ia3", "Lokr", "Lora", "build", "magnitude_for"]
+__all__ = [
+    "BUILDERS",
+    "Adapter",
+    "Dora",
+    "Full",
+    "Ia3",
+    "Lokr",
+    "Lora",
+    "Rotated",
+    "build",
+    "is_vector",
+    "magnitude_for",
+]
 
 
 Builder = Callable[[Mapping[str, Tensor], float | None], Adapter]
@@ -30,7 +43,7 @@ BUILDERS: Mapping[str, Builder] = {
     "oft": oft.build,
     "ia3": ia3.build,
     "full": full.build,
-    "bias": full.build,
+    "bias": full.build_bias,
     "set": full.build_replacement,
 }
 
@@ -68,6 +81,6 @@ def build(kinds: Collection[str], tensors: Mapping[str, Tensor], alpha: float | 
         return BUILDERS[inner[0]](tensors, alpha)
     parts = {role: tensor for role, tensor in tensors.items() if role not in dora.ROLES}
     found = BUILDERS[inner[0]](parts, alpha)
-    if found.needs_base or len(found.shape) < 2:
+    if found.needs_base or is_vector(found.shape):
         raise AdapterError(f"expected a magnitude beside a LoRA, found it beside {found.kind}")
     return dora.wrap(found, tensors)

@@ -7,6 +7,11 @@ from torch import Tensor
 from lorakit.linalg.factored import Factors
 
 
+def is_vector(shape: tuple[int, ...]) -> bool:
+    """Tell whether ΔW of this shape has no rank: a bias's, a norm's, a modulation's [1, k, n]."""
+    return len(shape) == 1 or (len(shape) == 3 and shape[0] == 1)
+
+
 class Adapter(Protocol):
     """What every kind of adapter can do."""
 

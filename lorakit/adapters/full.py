@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from lorakit.adapters.adapter import is_vector
 from lorakit.adapters.checks import check_values, shapes_of
 from lorakit.errors import AdapterError
 
@@ -26,7 +27,7 @@ class Full:
     @property
     def kind(self) -> str:
         """'full', or 'vector' for a bias or a norm."""
-        return "vector" if self.diff.ndim == 1 else "full"
+        return "vector" if is_vector(self.shape) else "full"
 
     @property
     def rank(self) -> int | None:
@@ -132,6 +133,11 @@ def build(tensors: Mapping[str, Tensor], alpha: float | None) -> Full:
         raise AdapterError(f"expected one difference, found {shapes_of(tensors)}")
     ((role, diff),) = found
     return Full(diff=diff, role="diff_b" if role == "lora_bias" else role)
+
+
+def build_bias(tensors: Mapping[str, Tensor], alpha: float | None) -> Full | Replacement:
+    """Make what changes a bias: a difference, or the value that takes its place."""
+    return (build_replacement if "set_weight" in tensors else build)(tensors, alpha)
 
 
 def build_replacement(tensors: Mapping[str, Tensor], alpha: float | None) -> Replacement:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lorakit.adapters import rotated
 from lorakit.adapters.checks import alpha_tensor, check_values, number, shapes_of
+from lorakit.adapters.rotated import Rotated
 from lorakit.errors import AdapterError
 
 
@@ -19,11 +21,13 @@ class Oft:
             off. Outputs = blocks · n.
         rescale: None, or a factor for every output.
         alpha: the constraint: ‖Q‖ is at most alpha · outputs, 0 for no bound.
+        direct: whether the blocks are the rotations themselves, as LyCORIS stored them at first.
     """
 
     blocks: Tensor
     rescale: Tensor | None
     alpha: float
+    direct: bool = False
 
     @property
     def kind(self) -> str:
@@ -87,6 +91,8 @@ class Oft:
 
     def _rotations(self) -> Tensor:
         """Return the Cayley transform of the skew part, its norm bounded by alpha · outputs."""
+        if self.direct:
+            return self.blocks.double()
         skew = self.blocks.double() - self.blocks.double().transpose(-1, -2)
         bound = self.alpha * self.shape[0]
         length = float(torch.linalg.vector_norm(skew))
@@ -119,29 +125,37 @@ class Oft:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by role."""
-        found = {"oft_blocks": self.blocks, "alpha": alpha_tensor(self.alpha)}
+        if self.direct:
+            found = {"oft_diag": self.blocks}
+        else:
+            found = {"oft_blocks": self.blocks, "alpha": alpha_tensor(self.alpha)}
         return found if self.rescale is None else found | {"rescale": self.rescale}
 
 
-def build(tensors: Mapping[str, Tensor], alpha: float | None) -> Oft:
-    """Check a module's tensors and make an `Oft` of them.
+def build(tensors: Mapping[str, Tensor], alpha: float | None) -> Oft | Rotated:
+    """Check a module's tensors and make an `Oft` of them, or what PEFT calls so.
 
     Args:
-        tensors: `oft_blocks`, perhaps `rescale` and `alpha`, the constraint.
+        tensors: `oft_blocks`, perhaps `rescale` and `alpha`, the constraint; `oft_diag`, the
+            rotations of LyCORIS's first form, whose alpha says nothing; or PEFT's.
         alpha: unused: without the tensor there is no constraint.
 
     Raises:
-        AdapterError: the tensors are PEFT's or of LyCORIS's first form, or do not fit.
+        AdapterError: the tensors do not fit, or depend on settings that are not here.
         NumericsError: a value is not finite.
+
+    Source: the web UI's reader for `oft_diag`.
     """
     del alpha
     check_values(tensors)
-    if "oft_blocks" not in tensors:
-        raise AdapterError(
-            f"is OFT in PEFT's or in LyCORIS's first form ({', '.join(sorted(tensors))}), which "
-            "depends on settings that the file does not hold; merge it with the tool that made it"
-        )
-    blocks = tensors["oft_blocks"]
+    if any(role in tensors for role in rotated.ROLES):
+        return rotated.build(tensors)
+    direct = "oft_diag" in tensors
+    if direct == ("oft_blocks" in tensors):
+        raise AdapterError(f"expected oft_blocks or oft_diag, found {shapes_of(tensors)}")
+    blocks = tensors["oft_diag" if direct else "oft_blocks"]
+    if direct and blocks.ndim != 3:
+        raise AdapterError(f"expected square blocks, found {shapes_of(tensors)}")
     if blocks.ndim not in (3, 4) or blocks.shape[-1] != blocks.shape[-2]:
         raise AdapterError(f"expected square blocks, found {shapes_of(tensors)}")
     if blocks.ndim == 4 and not _is_butterfly(*map(int, blocks.shape[:3])):
@@ -152,8 +166,8 @@ def build(tensors: Mapping[str, Tensor], alpha: float | None) -> Oft:
     rescale = tensors.get("rescale")
     if rescale is not None and rescale.numel() != blocks.shape[-3] * blocks.shape[-1]:
         raise AdapterError(f"expected a rescale for every output, found {shapes_of(tensors)}")
-    constraint = number(tensors["alpha"]) if "alpha" in tensors else 0.0
-    return Oft(blocks=blocks, rescale=rescale, alpha=constraint)
+    constraint = number(tensors["alpha"]) if "alpha" in tensors and not direct else 0.0
+    return Oft(blocks=blocks, rescale=rescale, alpha=constraint, direct=direct)
 
 
 def _is_butterfly(stages: int, count: int, size: int) -> bool:

@@ -1,45 +1,75 @@
 """The command line: one group, one file a command, errors as one sentence."""
 
 import sys
+from collections.abc import Mapping
+from importlib import import_module
 from types import TracebackType
 
 import click
 
 from lorakit.cli._guard import INTERRUPTED, Refused, WrongUsage
-from lorakit.cli.compare import compare
-from lorakit.cli.convert import convert
-from lorakit.cli.cut_blocks import cut_blocks
-from lorakit.cli.extract import extract
-from lorakit.cli.inspect import inspect
-from lorakit.cli.merge import merge
-from lorakit.cli.metadata import metadata
-from lorakit.cli.methods import methods
-from lorakit.cli.presets import presets
-from lorakit.cli.resize import resize
-from lorakit.cli.verify import verify
+from lorakit.cli._letters import never_fail_on_a_letter
 from lorakit.version import VERSION
 
-__all__ = ["lorakit", "main"]
+__all__ = ["MENU", "load_command", "lorakit", "main"]
+
+MENU: Mapping[str, str] = {
+    "merge": "Merge LoRAs into one LoRA, or bake them into a checkpoint.",
+    "extract": "Write the LoRA that turns one model or LoRA into another.",
+    "resize": "Give LoRAs another rank: the best approximation there is.",
+    "cut-blocks": "Delete the blocks that a LoRA does not need.",
+    "convert": "Write a LoRA for kohya, PEFT, diffusers or ComfyUI.",
+    "inspect": "Say what a file is, and show where a LoRA acts.",
+    "compare": "Compare LoRAs or models: angles, overlap, conflicts.",
+    "verify": "Check a file's hashes and values, and repeat its recipe.",
+    "metadata": "Show, change and check a file's metadata.",
+    "methods": "List the merge methods.",
+    "presets": "List the block presets.",
+}
+"""The commands in the order of the help, each with its line there."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Menu(click.Group):
+    """A group that knows its commands by their lines, and imports the one that is called.
+
+    Importing all of them takes longer than a header's answer.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order of the menu."""
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Import the command that is called."""
+        name, found, rest = super().resolve_command(ctx, args)
+        return name, None if found is None else load_command(str(found.name)), rest
+
+
+def load_command(name: str) -> click.Command:
+    """Import a command of the menu."""
+    word = name.replace("-", "_")
+    command = getattr(import_module(f"lorakit.cli.{word}"), word)
+    if not isinstance(command, click.Command):
+        raise TypeError(f"lorakit.cli.{word} holds no command of that name")
+    return command
+
+
+@click.group(
+    cls=Menu,
+    commands=[click.Command(name, help=line) for name, line in MENU.items()],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(VERSION, prog_name="lorakit")
 def lorakit() -> None:
     """Merge, extract, resize and cut LoRAs: exact, streaming, fast."""
 
 
-COMMANDS = (
-    *(merge, extract, resize, cut_blocks, convert),
-    *(inspect, compare, verify, metadata, methods, presets),
-)
-for command in COMMANDS:
-    lorakit.add_command(command)
-
-
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
-        _never_fail_on_a_letter(stream)
+        never_fail_on_a_letter(stream)
     sys.excepthook = _say_once
     try:
         sys.exit(lorakit.main(standalone_mode=False, prog_name="lorakit") or 0)
@@ -50,15 +80,8 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("lorakit: interrupted, nothing was written.", err=True)
+        click.echo("lorakit: interrupted; no output was left half-written.", err=True)
         sys.exit(INTERRUPTED)
-
-
-def _never_fail_on_a_letter(stream: object) -> None:
-    """A console or file in a legacy code page shows '?' for a letter that it lacks."""
-    reconfigure = getattr(stream, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="replace")
 
 
 def _say_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

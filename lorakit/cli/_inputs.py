@@ -89,6 +89,19 @@ def side_record(model: str | Path | None, loaded: Loaded) -> dict[str, Any]:
     return loras if model is None else {**model_record(model), **loras}
 
 
+def check_there(*paths: str | Path) -> None:
+    """Check that there is something, before torch is imported: a mistyped name is said at once.
+
+    Raises:
+        FileFormatError: there is nothing.
+    """
+    from lorakit.tensorfile.reading import reading
+
+    for path in map(Path, paths):
+        with reading(path):
+            path.stat()
+
+
 def read_presets(path: Path | None) -> UserPresets:
     """Read the user's own presets, the web UI's lbwpresets.txt."""
     if path is None:
@@ -103,6 +116,7 @@ def lora_specs(
 
     Raises:
         SpecError: one cannot be read, or a tag names no file.
+        FileFormatError: there is no file.
     """
 
     def find(name: str) -> str:
@@ -118,6 +132,7 @@ def lora_specs(
         specs += parse_prompt(prompt, find)
     if not specs:
         raise SpecError("No LoRA was named; give LORA arguments, or --prompt with <lora:…> tags.")
+    check_there(*(spec.path for spec in specs))
     return tuple(specs)
 
 
@@ -165,6 +180,7 @@ def open_expression(
     device: str = "cpu",
 ) -> "tuple[TensorSource, Loaded]":
     """Open a model, with its LoRAs added on paper; return these LoRAs too."""
+    check_there(spec.path)
     from lorakit.compute import Compute
     from lorakit.operations.apply import apply
     from lorakit.tensorfile.source import open_source

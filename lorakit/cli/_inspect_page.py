@@ -1,41 +1,50 @@
 """What inspect found, as a page and as a picture."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.cli._inspect_view import (
-    MEASURES,
-    RELATIVE,
-    SHARE,
-    advice,
-    cell_text,
-    facts,
-    file_names,
-    heat_of,
-    most_of,
-    short_kinds,
-)
+from lorakit.cli._inspect_view import facts
+from lorakit.cli._inspect_words import advice, file_name, file_names, summary
+from lorakit.cli._measures import MEASURES, RELATIVE, SHARE, Scale, has, short_kinds
 from lorakit.cli._words import in_words, label, said
 from lorakit.errors import SpecError
 from lorakit.pictures.chart import Chart, Line, chart
-from lorakit.pictures.heatmap import Cell, Heatmap, heatmap
+from lorakit.pictures.heatmap import ALL, Cell, Heatmap, heatmap
 from lorakit.pictures.html import Section, Table, page
-from lorakit.pictures.svg import Picture, below, beside, document
+from lorakit.pictures.svg import Picture, below, document, grid
 from lorakit.pictures.svg import label as text_label
 from lorakit.pictures.text import BOLD, SIZE, TITLE, cut, width, wrapped
 from lorakit.tensorfile.copying import write_all
-from lorakit.tensorfile.replacing import check_file, replaced_file
+from lorakit.tensorfile.replacing import check_file, check_space, replaced_file
 
 if TYPE_CHECKING:
     from lorakit.operations.inspection import Group, Inspection
 
-SHOWN = ("kind", "architecture", "names", "layers", "ranks", "alphas", "size", "faults", "made by")
-"""Facts that a picture has room for."""
-PANEL = 460
-LINE = 18
-_COLUMN = 96.0
-_ROOM = PANEL - _COLUMN
+PANEL = 420
+LINE, LINES = 18, 12
+NOTHING = Picture(width=0, height=0, body="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scales:
+    """A scale a measure, the same for all files."""
+
+    by_measure: tuple[Scale, ...]
+    several: bool
+
+    @classmethod
+    def of(cls, found: "Sequence[Inspection]") -> "Scales":
+        """Take them over all files."""
+        return cls(
+            by_measure=tuple(Scale.of(measure, found) for measure in MEASURES),
+            several=len(found) > 1,
+        )
+
+    def first(self) -> list[Scale]:
+        """Return those that are shown at once: the share, and the size beside the model."""
+        return [scale for scale in self.by_measure if scale.measure in (SHARE, RELATIVE)]
 
 
 def check_outputs(
@@ -72,81 +81,111 @@ def write_text(place: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    data = text.encode()
+    check_space(place, place, len(data))
     with replaced_file(place) as file:
-        write_all(file, text.encode())
+        write_all(file, data)
 
 
 def as_html(found: "Sequence[Inspection]") -> str:
     """Return a page that needs no other file, the LoRAs side by side."""
-    return page(f"lorakit inspect: {file_names(found)}", [_section(one, found) for one in found])
+    scales = Scales.of(found)
+    sections = [_section(one, found, scales) for one in found]
+    return page(file_names(found), sections, _facts(found))
 
 
 def as_svg(found: "Sequence[Inspection]") -> str:
     """Return one picture, the LoRAs side by side."""
-    panels = beside([_panel(one, found) for one in found])
-    return document(panels, f"lorakit inspect: {file_names(found)}")
+    heads, curves = [_head(one) for one in found], [_curves(one, found) for one in found]
+    scales = Scales.of(found)
+    maps = [[_map(one, scale, scales) for one in found] for scale in scales.first()]
+    if len(found) == 1:
+        # One file is wider than high: the maps stand beside the rest.
+        rows = [[below([heads[0], curves[0]]), *(row[0] for row in maps if row[0].body)]]
+    else:
+        rows = [heads, curves, *maps]
+    kept = [row for row in rows if any(picture.body for picture in row)]
+    return document(grid(kept), f"lorakit inspect: {file_names(found)}")
 
 
-def _section(one: "Inspection", all_: "Sequence[Inspection]") -> Section:
-    maps = [_map(one, measure, all_) for measure in MEASURES if _has(one, measure)]
-    told = {name: text for name, text in facts(one).items() if name != "faults" or not one.faults}
+def _section(one: "Inspection", all_: "Sequence[Inspection]", scales: Scales) -> Section:
+    """Put maps first, but beside other files the curves, which are of one height."""
+    there = [scale for scale in scales.by_measure if has(one, scale.measure)]
+    shown = [scale for scale in scales.first() if scale in there]
+    first = [_heatmap(one, scale, scales) for scale in shown]
+    rest = [_heatmap(one, scale, scales) for scale in there if scale not in shown]
+    curves = [_curves(one, all_)] if one.spectrum and one.spectrum.ranks else []
     return Section(
-        title=file_names([one]),
-        facts=told,
-        remarks=(*(one.faults or ()), *([advice(one)] if one.spectrum else [])),
-        pictures=(*maps[:1], *_curves(one, all_), *maps[1:]),
-        tables=(*_needed(one), *_metadata(one.metadata)),
+        title=file_name(one.path),
+        lead=" ".join(summary(one)),
+        command=advice(one),
+        warnings=one.faults or (),
+        figures=(*curves, *first) if scales.several else (*first, *curves),
+        folded=(*rest, *_needed(one), *_metadata(one.metadata)),
     )
 
 
-def _has(one: "Inspection", measure: str) -> bool:
-    value = MEASURES[measure][0]
-    return any(value(group) is not None for groups in one.cells.values() for group in groups)
+def _facts(found: "Sequence[Inspection]") -> Table:
+    """Return all that is known of the files, a column each."""
+    told = [facts(one) for one in found]
+    names = dict.fromkeys(name for one in told for name in one if name not in ("file", "faults"))
+    return Table(
+        title="About the file" if len(found) == 1 else "About the files",
+        columns=("", *(file_name(one.path) for one in found)) if len(found) > 1 else (),
+        rows=tuple((name, *(one.get(name, "") for one in told)) for name in names),
+    )
 
 
-def _map(one: "Inspection", measure: str, all_: "Sequence[Inspection]") -> Picture:
-    """Draw blocks and kinds; one scale of colours for all the files."""
-    kinds = short_kinds(one)
-    most = max(most_of(other, measure) for other in all_)
+def _map(one: "Inspection", scale: Scale, scales: Scales) -> Picture:
+    return heatmap(_heatmap(one, scale, scales)) if has(one, scale.measure) else NOTHING
+
+
+def _heatmap(one: "Inspection", scale: Scale, scales: Scales) -> Heatmap:
+    """Return blocks and kinds, coloured by one scale; the tips tell the others too."""
+    kinds, measure = short_kinds(one), scale.measure
+    most = max((measure.value(block) or 0.0 for block in one.blocks), default=0.0)
     rows = {}
     for block in one.blocks:
         inside = {group.id: group for group in one.cells.get(block.id, ())}
         row = {
-            short: _cell(inside[kind], f"{block.id} {short}", measure, most)
+            short: Cell(
+                text=scale.text(inside[kind]),
+                heat=scale.heat(inside[kind]),
+                tip=_tip(inside[kind], f"{block.id} {short}", scales),
+            )
             for kind, short in kinds.items()
             if kind in inside
         }
-        rows[block.id] = {**row, "all": _sum(block, block.id, measure)}
-    sums = {kinds[kind.id]: _sum(kind, kinds[kind.id], measure) for kind in one.kinds}
-    title = measure[0].upper() + measure[1:]
-    return heatmap(
-        Heatmap(title=title, columns=(*kinds.values(), "all"), rows={**rows, "all": sums})
+        bar = (measure.value(block) or 0.0) / most if most else None
+        row[ALL] = Cell(text=scale.text(block), bar=bar, tip=_tip(block, block.id, scales))
+        rows[block.id] = row
+    return Heatmap(
+        title=measure.title[0].upper() + measure.title[1:],
+        columns=(*kinds.values(), ALL),
+        rows=rows,
+        total={
+            short: Cell(text=scale.text(kind), tip=_tip(kind, short, scales))
+            for kind, short in zip(one.kinds, kinds.values(), strict=True)
+        },
+        ends=(scale.at(0.0), scale.at(1.0)),
+        note=f"(half way: {scale.at(0.5)}{'; the same in all files' if scales.several else ''})",
     )
 
 
-def _cell(group: "Group", name: str, measure: str, most: float) -> Cell:
-    heat = heat_of(group, measure, most)
-    return Cell(text=cell_text(group, measure), heat=heat, tip=_tip(group, name))
-
-
-def _sum(group: "Group", name: str, measure: str) -> Cell:
-    return Cell(text=cell_text(group, measure), tip=_tip(group, name))
-
-
-def _tip(group: "Group", name: str) -> str:
-    told = [f"{name}: {group.layers} layers"]
-    for measure, (value, _) in MEASURES.items():
-        if value(group) is not None:
-            told.append(f"{measure} {cell_text(group, measure)}")
+def _tip(group: "Group", name: str, scales: Scales) -> str:
+    told = [f"{name}: {group.layers} layers" if group.layers != 1 else f"{name}: 1 layer"]
+    for scale in scales.by_measure:
+        if scale.measure.value(group) is not None:
+            told.append(f"{scale.measure.title} {scale.text(group)}")
     if group.dead:
         told.append(f"{group.dead} dead")
     return ", ".join(told)
 
 
-def _curves(one: "Inspection", all_: "Sequence[Inspection]") -> tuple[Picture, ...]:
+def _curves(one: "Inspection", all_: "Sequence[Inspection]") -> Picture:
     spectrum = one.spectrum
     if spectrum is None or not spectrum.ranks:
-        return ()
+        return NOTHING
     curves = (*spectrum.blocks, spectrum.total)
     lines = tuple(
         Line(
@@ -165,7 +204,7 @@ def _curves(one: "Inspection", all_: "Sequence[Inspection]") -> tuple[Picture, .
     most = max(
         other.spectrum.ranks[-1] for other in all_ if other.spectrum and other.spectrum.ranks
     )
-    drawn = chart(
+    return chart(
         Chart(
             title="Energy kept when every layer is cut to a rank",
             axis="rank (thick: the whole, thin: each block)",
@@ -176,7 +215,6 @@ def _curves(one: "Inspection", all_: "Sequence[Inspection]") -> tuple[Picture, .
         ),
         wide=PANEL,
     )
-    return (drawn,)
 
 
 def _needs(needed: Mapping[str, int]) -> str:
@@ -204,23 +242,16 @@ def _metadata(metadata: Mapping[str, str]) -> tuple[Table, ...]:
     return (Table(title="What the file says of itself", columns=("what", "value"), rows=rows),)
 
 
-def _panel(one: "Inspection", all_: "Sequence[Inspection]") -> Picture:
-    maps = [_map(one, measure, all_) for measure in (SHARE, RELATIVE) if _has(one, measure)]
-    parts = [_head(one), *maps, *_curves(one, all_)]
-    return below(parts)
-
-
 def _head(one: "Inspection") -> Picture:
-    """Write a file's name, its facts and the advice, as wide as a panel."""
-    title = cut(file_names([one]), PANEL / BOLD, TITLE)
+    """Write a file's name, what it is, its faults and what made it, as wide as a panel."""
+    title = cut(file_name(one.path), PANEL / BOLD, TITLE)
     body, y = [text_label(title, 0, 14, kind="title", told=one.path)], 20.0
     told = facts(one)
-    lines = [(name, told[name]) for name in SHOWN if name in told]
-    for name, text in [*lines, ("rank", advice(one))]:
-        said = [line for part in text.split("\n") for line in wrapped(part, _ROOM, lines=3)]
-        for place, line in enumerate(said):
+    lines = [("", " ".join(summary(one)))]
+    lines += [("warn", f"Fault: {fault}") for fault in one.faults or ()]
+    lines += [("muted", f"Made by {told['made by']}.")] if "made by" in told else []
+    for kind, text in lines:
+        for line in wrapped(text, PANEL, lines=LINES):
             y += LINE
-            if not place:
-                body.append(text_label(name, 0, y, kind="muted"))
-            body.append(text_label(line, _COLUMN, y))
+            body.append(text_label(line, 0, y, kind=kind))
     return Picture(width=max(PANEL, width(title, TITLE)), height=y + SIZE / 2, body="".join(body))

@@ -1,16 +1,17 @@
 """What inspect found, as tables in a terminal."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import PurePath
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from lorakit.cli._inspect_words import percent, relative
+from lorakit.cli._measures import NORM, RANK, RELATIVE, SHARE, Measure, Scale, short_kinds
 from lorakit.cli._render import bytes_text, share_text
 from lorakit.cli._words import FIRST, in_words, label, printable, said
+from lorakit.names.blocks import format_ids
 from lorakit.pictures.colours import LIGHT, ink_on, step
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 BAR = 24
 SPECTRUM = "rank that keeps 90, 95, 99 % of the change, and what other ranks keep, %"
-TEXT_ENCODERS = "text_encoder"
-Number = Callable[["Group"], "float | None"]
 
 
 def facts(found: "Inspection") -> dict[str, str]:
@@ -34,7 +33,7 @@ def facts(found: "Inspection") -> dict[str, str]:
         "alphas": counts(found.alphas),
         "dtypes": counts(found.dtypes),
         "size": f"{bytes_text(found.nbytes)} in {found.tensors} tensors",
-        "blocks": " ".join(block.id for block in found.blocks),
+        "blocks": format_ids([block.id for block in found.blocks]).replace(",", " "),
         "not known": f"{len(found.unclaimed)} tensors" if found.unclaimed else "",
         "norm": "" if found.norm is None else f"{found.norm:.4g}",
         "of the model": _beside(found),
@@ -59,12 +58,11 @@ def counts(found: Mapping[str, int]) -> str:
 
 def _beside(found: "Inspection") -> str:
     """Say how large ‖ΔW‖ is beside ‖W‖ over all blocks, and what has no place in the model."""
-    if found.against is None:
-        return ""
-    beside = [(b.norm, b.relative) for b in found.blocks if b.norm and b.relative]
-    weights = math.hypot(*(norm / relative for norm, relative in beside))
-    text = f"‖ΔW‖ / ‖W‖ {math.hypot(*(n for n, _ in beside)) / weights:.2%}" if beside else ""
-    absent = f"{len(found.unmatched)} layers have no place in it" if found.unmatched else ""
+    share = relative(found)
+    text = "" if share is None else f"‖ΔW‖ / ‖W‖ {percent(share)}"
+    count = len(found.unmatched)
+    layers = "1 layer has" if count == 1 else f"{count} layers have"
+    absent = f"{layers} no place in it" if count else ""
     return ", ".join(part for part in (text, absent) if part)
 
 
@@ -113,75 +111,31 @@ def blocks_table(blocks: "tuple[Group, ...]") -> Table:
     return table
 
 
-MEASURES: Mapping[str, tuple[Number, Callable[[float], str]]] = {
-    "share of the change, %": (lambda group: group.share, lambda share: f"{100 * share:.1f}"),
-    "norm of the change": (lambda group: group.norm, lambda norm: f"{norm:.3g}"),
-    "effective rank": (lambda group: group.effective_rank, lambda rank: f"{rank:.1f}"),
-    "change relative to the model, %": (
-        lambda group: group.relative,
-        lambda relative: f"{100 * relative:.{2 if relative >= 0.001 else 4}f}",
-    ),
-}
-"""What a map can show: its title -> the number, and how it is written."""
-SHARE, NORM, RANK, RELATIVE = MEASURES
-
-
-def short_kinds(found: "Inspection") -> dict[str, str]:
-    """Return the kinds of layers with short names: TE1 and TE2 for text encoders, TE for one."""
-    texts = [kind.id for kind in found.kinds if kind.id.startswith(TEXT_ENCODERS)]
-    short = {name: f"TE{name.removeprefix(TEXT_ENCODERS).strip('_') or 1}" for name in texts}
-    if len(texts) == 1:
-        short = {texts[0]: "TE"}
-    return {kind.id: short.get(kind.id, kind.id) for kind in found.kinds}
-
-
-def cell_text(group: "Group", measure: str) -> str:
-    """Write a number of some layers; '?' where none was measured, '-' where all are dead."""
-    value, written = MEASURES[measure]
-    number = value(group)
-    if number is None:
-        return "?"
-    return written(number) if group.norm else "-"
-
-
-def heat_of(group: "Group", measure: str, most: float) -> float | None:
-    """Return how much of the largest number this is, None where there is none."""
-    number = MEASURES[measure][0](group)
-    return None if number is None or not group.norm or not most else number / most
-
-
-def most_of(found: "Inspection", measure: str) -> float:
-    """Return the largest number of a kind in a block."""
-    value = MEASURES[measure][0]
-    return max((value(g) or 0.0 for groups in found.cells.values() for g in groups), default=0.0)
-
-
-def heat_table(found: "Inspection", measure: str) -> Table:
+def heat_table(found: "Inspection", measure: Measure) -> Table:
     """Return a map of blocks and kinds, coloured by how much; every number is written."""
-    kinds = short_kinds(found)
-    whole = [RANK, NORM] if measure == SHARE else []
-    whole += [RELATIVE] if measure == SHARE and found.against is not None else []
-    titles = {RANK: "rank", NORM: "norm", RELATIVE: "of W, %"}
+    kinds, scale = short_kinds(found), Scale.of(measure, [found])
+    more = [RANK, NORM] if measure is SHARE else []
+    more += [RELATIVE] if measure is SHARE and found.against is not None else []
+    beside = [Scale.of(other, [found]) for other in more]
     table = Table(box=None, pad_edge=False)
     table.add_column("block", no_wrap=True)
-    for title in (*kinds.values(), "all", *(titles[name] for name in whole)):
+    for title in (*kinds.values(), "all", *(other.short for other in more)):
         table.add_column(title, justify="right", no_wrap=True)
-    most = most_of(found, measure)
     for block in found.blocks:
         inside = {group.id: group for group in found.cells.get(block.id, ())}
-        row = [_cell(inside.get(kind), measure, most) for kind in kinds]
-        row += [Text(cell_text(block, name)) for name in (measure, *whole)]
+        row = [_cell(inside.get(kind), scale) for kind in kinds]
+        row += [Text(one.text(block)) for one in (scale, *beside)]
         table.add_row(Text(block.id), *row)
-    sums = [Text(cell_text(kind, measure)) for kind in found.kinds]
+    sums = [Text(scale.text(kind)) for kind in found.kinds]
     table.add_row(Text("all"), *sums)
     return table
 
 
-def _cell(group: "Group | None", measure: str, most: float) -> Text:
+def _cell(group: "Group | None", scale: Scale) -> Text:
     if group is None:
         return Text("")
-    heat = heat_of(group, measure, most)
-    return Text(cell_text(group, measure), style=Style.null() if heat is None else painted(heat))
+    heat = scale.heat(group)
+    return Text(scale.text(group), style=Style.null() if heat is None else painted(heat))
 
 
 def painted(share: float) -> Style:
@@ -219,32 +173,3 @@ def _kept(curve: "Curve", shown: Mapping[int, int]) -> Iterator[tuple[str, float
         # What is less than all is not called 100.
         percent = 100 * curve.kept[place]
         yield f"{percent if percent > 99.999 else min(percent, 99.9):.1f}", curve.kept[place]
-
-
-def advice(found: "Inspection") -> str:
-    """Say in one sentence which rank the LoRA needs."""
-    spectrum = found.spectrum
-    if spectrum is None:
-        return ""
-    total = spectrum.total
-    need, most = total.needed["99"], total.rank
-    if not need:
-        return "It changes nothing, or nothing that has a rank."
-    if need < most:
-        return (
-            f"Rank {need} of {most} keeps 99 % of the change: "
-            f"lorakit resize {_quoted(found.path)} --rank {need} "
-            f"-o {_quoted(f'{PurePath(found.path).stem}-rank{need}.safetensors')}"
-        )
-    less = total.needed["95"]
-    rest = f"; rank {less} keeps 95 %" if less < most else ""
-    return f"It needs its whole rank of {most} to keep 99 % of the change{rest}."
-
-
-def _quoted(path: str) -> str:
-    return f'"{path}"' if " " in path else path
-
-
-def file_names(found: "Sequence[Inspection]") -> str:
-    """Name the files, without their folders."""
-    return ", ".join(one.path.replace("\\", "/").rstrip("/").rpartition("/")[2] for one in found)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from lorakit.cli._completion import DEVICES, complete_names, complete_path
 from lorakit.cli._guard import guarded
 from lorakit.cli._pages import keep_pages
 from lorakit.errors import SpecError
@@ -91,6 +92,14 @@ def _metadata(
     return pairs
 
 
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    shell_complete=complete_names(DEVICES),
+    help="Where the linear algebra runs: auto, cpu, cuda, cuda:N or mps.",
+)
+
 _WRITING: tuple[Callable[[F], F], ...] = (
     click.option(
         "-o",
@@ -107,12 +116,7 @@ _WRITING: tuple[Callable[[F], F], ...] = (
         show_default=True,
         help="Stored dtype; keep takes the input's own (an extracted LoRA: fp16).",
     ),
-    click.option(
-        "--device",
-        default="auto",
-        show_default=True,
-        help="Where the linear algebra runs: auto, cpu, cuda, cuda:N or mps.",
-    ),
+    device_option,
     click.option("--threads", type=click.IntRange(min=1), help="Workers; a core each if left out."),
     click.option("--memory", type=Size(), help="Bytes in flight at once, such as 256M or 2G."),
     click.option("--dry-run", is_flag=True, help="Show the plan; read headers, write nothing."),
@@ -160,6 +164,7 @@ presets_file_option = click.option(
 against_option = click.option(
     "--against",
     metavar="MODEL",
+    shell_complete=complete_path,
     help="The model that DoRA, OFT, GLoRA and IA3 are taken on: their change depends on it.",
 )
 to_option = click.option(

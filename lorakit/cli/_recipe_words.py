@@ -34,7 +34,7 @@ def _done(command: str, inputs: Sequence[Any], options: dict[str, Any]) -> str:
         before, after = inputs
         done = f"what turns {_side(before)} into {_side(after)}"
     else:
-        done = _listed([_lora(record) for record in inputs])
+        done = listed([_lora(record) for record in inputs])
     if into is not None:
         done += f", baked into {_side(into)}"
     return done if against is None else f"{done}, taken on {_side(against)}"
@@ -46,8 +46,8 @@ def _side(record: Any) -> str:
         return str(record)
     loras = [_lora(one) for one in record.get("loras", ())]
     if "model" not in record:
-        return _listed(loras) or "nothing"
-    return f"{record['model']} with {_listed(loras)}" if loras else str(record["model"])
+        return listed(loras) or "nothing"
+    return f"{record['model']} with {listed(loras)}" if loras else str(record["model"])
 
 
 def _lora(record: Any) -> str:
@@ -57,7 +57,8 @@ def _lora(record: Any) -> str:
     return str(record["lora"]) + ("" if strength == "1" else f" at {strength}")
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Write names as a sentence has them: 'a, b and c'."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 

@@ -1,11 +1,14 @@
 """What a user sees at the end of a command."""
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from rich.segment import Segment, Segments
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
 
 SHOWN = 10
 WIDE = 240
+_NATURAL = 10_000
 _GROUPS = {
     "norms": (".norm", "layer_norm", "ln_", ".in_layers.0", ".out_layers.0", "out.0."),
     "embeddings": ("embedding",),
@@ -26,7 +30,7 @@ _GROUPS = {
 def show_report(report: "Report", *, quiet: bool, verbose: int) -> None:
     """Print a report: a short table of what was done and lost."""
     for note in report.notes:
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
     if report.unmatched:
         _list(f"left out, no place in the output: {len(report.unmatched)}", report.unmatched)
     if report.lost:
@@ -34,15 +38,55 @@ def show_report(report: "Report", *, quiet: bool, verbose: int) -> None:
         _list(f"changed, but not in this LoRA: {len(report.lost)} tensors", shares)
     if quiet:
         return
-    console = results()
     if verbose and report.rows:
-        console.print(_rows_table(report.rows, scores=report.scoring is not None))
-    console.print(_summary_table(report))
+        show_table(_rows_table(report.rows, scores=report.scoring is not None))
+    show_table(_summary_table(report), folded=True)
 
 
 def results() -> Console:
     """Return the console for results: as wide as it takes where no terminal cuts it."""
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    width = None if sys.stdout.isatty() else WIDE
+    # Names from files and of files are text, also where they look like markup: [b], :car:
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
+
+
+def show_table(table: Table, *, folded: bool = False) -> None:
+    """Print a table without spaces at the ends of lines, and never cut a number or a name.
+
+    Where it is wider than the terminal its columns move together; what is still too wide goes on
+    in the next line.
+
+    Args:
+        table: what to print.
+        folded: its last column is text, which the terminal's width may break.
+    """
+    console = results()
+    natural = console.options.update(width=_NATURAL)
+    if folded:
+        natural = console.options
+    elif console.measure(table, options=natural).maximum > console.width:
+        table.padding = (0, 1, 0, 0)
+    for line in console.render_lines(table, natural, pad=False):
+        console.print(Segments([*_stripped(line), Segment.line()]), end="", soft_wrap=True)
+
+
+def _stripped(line: list[Segment]) -> list[Segment]:
+    """Return a line without the plain spaces at its end."""
+    kept = list(line)
+    while kept and not kept[-1].text.strip() and not (kept[-1].style and kept[-1].style.bgcolor):
+        kept.pop()
+    if kept and not (kept[-1].style and kept[-1].style.bgcolor):
+        kept[-1] = Segment(kept[-1].text.rstrip(), kept[-1].style)
+    return kept
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a sentence, broken between words where a terminal would break it anywhere."""
+    if (sys.stderr if err else sys.stdout).isatty():
+        text = textwrap.fill(
+            text, shutil.get_terminal_size().columns, break_on_hyphens=False, break_long_words=False
+        )
+    click.echo(text, err=err)
 
 
 def _list(what: str, names: Iterable[str]) -> None:
@@ -64,29 +108,29 @@ def _lost(lost: Mapping[str, float]) -> dict[str, float]:
 
 
 def _rows_table(rows: "Iterable[Row]", *, scores: bool) -> Table:
+    """Return a row a layer; its name comes last, so that a long one moves no number."""
     table = Table(box=None, pad_edge=False)
     scored = ("last score", "cut from") if scores else ()
-    for title in ("layer", "block", "rank", "norm", "kept", "error", *scored, ""):
-        table.add_column(title, justify="left" if title in ("layer", "block", "") else "right")
+    for title in ("block", "rank", "norm", "kept", "error", *scored, "layer"):
+        table.add_column(title, justify="left" if title in ("block", "layer") else "right")
     for row in rows:
         given = (_number(row.score_kept), _number(row.score_cut)) if scores else ()
         table.add_row(
-            row.module,
             row.block,
             _ranks(row.rank_before, row.rank_after),
             _number(row.norm),
             share_text(row.energy),
             _number(row.error),
             *given,
-            row.note,
+            f"{row.module}: {row.note}" if row.note else row.module,
         )
     return table
 
 
 def _summary_table(report: "Report") -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in _facts(report):
         table.add_row(name, value)
     return table

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.cli._inputs import (
     Loaded,
     UserPresets,
+    check_there,
     load_stack,
     lora_sum,
     model_spec,
@@ -67,6 +68,7 @@ def open_sides(
 
 def is_lora(path: str) -> bool:
     """Tell whether a path is a LoRA, a file or a PEFT folder, and no model."""
+    check_there(path)
     from lorakit.peftfolder import is_peft_folder
     from lorakit.tensorfile.source import open_source
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from lorakit.lorafile import LoraFile
     from lorakit.models import Applied
     from lorakit.operations.pieces import Piece
-    from lorakit.report import Report
+    from lorakit.report import Report, Verified
+    from lorakit.tensorfile.writer import Written
 
 
 def show(common: Common, *reports: "Report") -> None:
@@ -62,12 +63,20 @@ def finish_lora(
     *,
     made_by: Mapping[str, Any],
     inputs: Sequence[Path],
-    pieces: "Sequence[Piece] | None" = None,
+    pieces: "Sequence[Piece]",
     output: Path | None = None,
 ) -> "Report":
-    """Write a LoRA, read it back if asked to, and return the report."""
+    """Write a LoRA, read it back if asked to before it takes its place, and return the report."""
     from lorakit.operations.verify import verify_lora
     from lorakit.saving import Output, save_lora
+
+    found: list[Verified] = []
+
+    def check(place: Path) -> None:
+        with watching(quiet=common.quiet) as progress:
+            found.append(
+                verify_lora(place, pieces, report, compute=common.compute(), progress=progress)
+            )
 
     written = save_lora(
         output or common.output,
@@ -81,15 +90,9 @@ def finish_lora(
             recipe=common.recipe or made_by,
             title=common.title,
         ),
+        check=check if common.verify else None,
     )
-    report = replace(report, output=str(written.path), output_bytes=written.nbytes)
-    if common.verify and pieces is not None:
-        with watching(quiet=common.quiet) as progress:
-            verified = verify_lora(
-                written.path, pieces, report, compute=common.compute(), progress=progress
-            )
-        report = replace(report, verified=verified)
-    return report
+    return _written(report, written, found)
 
 
 def finish_model(
@@ -100,7 +103,7 @@ def finish_model(
     made_by: Mapping[str, Any],
     inputs: Sequence[Path],
 ) -> "Report":
-    """Write a checkpoint, read it back if asked to, and return the report."""
+    """Write a checkpoint, read it back if asked to before it takes its place; return the report."""
     from lorakit.operations.verify_model import verify_model
     from lorakit.saving import save_model
     from lorakit.tensorfile.metadata import HASHES, RECIPE_KEY, recipe_json
@@ -112,7 +115,12 @@ def finish_model(
     if not common.no_metadata:
         metadata[RECIPE_KEY] = recipe_json(common.recipe or made_by)
     applied = replace(applied, metadata=metadata | common.metadata)
+    found: list[Verified] = []
     with watching(quiet=common.quiet) as progress:
+
+        def check(place: Path) -> None:
+            found.append(verify_model(place, applied, compute=compute, progress=progress))
+
         written = save_model(
             common.output,
             applied,
@@ -121,10 +129,15 @@ def finish_model(
             inputs=inputs,
             compute=compute,
             progress=progress,
+            check=check if common.verify else None,
         )
-    report = replace(report, output=str(written.path), output_bytes=written.nbytes)
-    if common.verify:
-        with watching(quiet=common.quiet) as progress:
-            verified = verify_model(written.path, applied, compute=compute, progress=progress)
-        report = replace(report, verified=verified)
-    return report
+    return _written(report, written, found)
+
+
+def _written(report: "Report", written: "Written", found: "Sequence[Verified]") -> "Report":
+    return replace(
+        report,
+        output=str(written.path),
+        output_bytes=written.nbytes,
+        verified=found[0] if found else None,
+    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lorakit.cli._compare_view import show_comparison
+from lorakit.cli._completion import complete_sum
 from lorakit.cli._guard import guarded
 from lorakit.cli._inputs import (
     load_stack,
@@ -19,7 +20,7 @@ from lorakit.cli._inputs import (
     open_expression,
     read_presets,
 )
-from lorakit.cli._options import Size, against_option, presets_file_option
+from lorakit.cli._options import Size, against_option, device_option, presets_file_option
 from lorakit.cli._pages import keep_pages
 from lorakit.cli._progress import watching
 from lorakit.cli._sides import is_lora
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="A B...")
+@click.argument("inputs", nargs=-1, required=True, metavar="A B...", shell_complete=complete_sum)
 @presets_file_option
 @against_option
 @click.option("--rank", type=click.IntRange(min=1), help="Tell what this rank keeps of the sum.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@device_option
 @click.option("--threads", type=click.IntRange(min=1), help="Workers; a core each if left out.")
 @click.option("--memory", type=Size(), help="Bytes in flight at once, such as 256M or 2G.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -63,17 +64,17 @@ def compare(
     LoRAs take strengths as in merge. Of three models or more the first is the base: the changes of
     the others from it are compared, which tells whether one is a merge of the others.
     """
-    from lorakit.compute import Compute
-
     keep_pages()
     presets = read_presets(presets_file)
-    compute = Compute.of(device=device, threads=threads, memory=memory)
     kinds = [_is_lora(text) for text in inputs]
     if len(set(kinds)) > 1:
         raise SpecError(
             f"{inputs[kinds.index(True)]} is a LoRA and {inputs[kinds.index(False)]} a model; "
             "compare LoRAs with LoRAs, models with models."
         )
+    from lorakit.compute import Compute
+
+    compute = Compute.of(device=device, threads=threads, memory=memory)
     if kinds[0]:
         found = _loras(inputs, presets, against, rank, compute, quiet=quiet or as_json)
     elif rank is not None or against is not None:

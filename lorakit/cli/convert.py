@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lorakit.cli._completion import complete_path
 from lorakit.cli._inputs import load_stack, lora_specs, model_record
 from lorakit.cli._options import (
     Common,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("lora")
+@click.argument("lora", shell_complete=complete_path)
 @to_option
 @click.option(
     "--as",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lorakit.cli._completion import complete_names, complete_path
 from lorakit.cli._guard import guarded
 from lorakit.cli._inputs import (
     UserPresets,
@@ -26,6 +27,7 @@ from lorakit.cli._write import finish_lora, recipe, shared_options, show
 from lorakit.errors import SpecError
 from lorakit.names.blocks import block_ids, parse_ids, spelled_out, weights_of
 from lorakit.names.elements import parse_elements
+from lorakit.names.presets import NAMES
 
 if TYPE_CHECKING:
     from lorakit.names.architectures import Architecture
@@ -38,7 +40,8 @@ class _ListFirst(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Answer --list, else read the options."""
-        if "--list" in args and not {"-h", "--help"} & set(args):
+        asked = "--list" in args and not {"-h", "--help"} & set(args)
+        if asked and not ctx.resilient_parsing:
             paths = [arg for arg in args if not arg.startswith("-")]
             guarded(_list_blocks)(paths=paths, as_json="--json" in args)
             ctx.exit(0)
@@ -46,9 +49,11 @@ class _ListFirst(click.Command):
 
 
 @click.command("cut-blocks", cls=_ListFirst)
-@click.argument("lora")
+@click.argument("lora", shell_complete=complete_path)
 @click.option(
-    "--preset", help="NONE, ALL, INS, IND, INALL, MIDD, OUTD, OUTS, OUTALL, ALL0.5, yours."
+    "--preset",
+    shell_complete=complete_names(NAMES),
+    help="NONE, ALL, INS, IND, INALL, MIDD, OUTD, OUTS, OUTALL, ALL0.5, yours.",
 )
 @click.option("--weights", metavar="CSV", help="A weight a block: 12, 17, 20, 26, 61 … values.")
 @click.option("--keep", metavar="IDS", help="Only these blocks: OUT03-OUT06,MID.")
@@ -164,7 +169,7 @@ def _blocks(
 
 
 def _list_blocks(*, paths: list[str], as_json: bool, verbose: int = 0) -> None:
-    from lorakit.cli._render import results
+    from lorakit.cli._render import show_table
     from lorakit.cli.inspect import blocks_table
     from lorakit.operations.inspect import inspect
 
@@ -175,4 +180,4 @@ def _list_blocks(*, paths: list[str], as_json: bool, verbose: int = 0) -> None:
     if as_json:
         click.echo(json.dumps(found.as_dict(), sort_keys=True))
         return
-    results().print(blocks_table(found.blocks))
+    show_table(blocks_table(found.blocks))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import click
 
+from lorakit.cli._completion import complete_sum
 from lorakit.cli._inputs import UserPresets, read_presets
 from lorakit.cli._options import (
     Common,
@@ -40,8 +41,8 @@ class Settings(TypedDict):
 
 
 @click.command()
-@click.argument("original")
-@click.argument("tuned")
+@click.argument("original", shell_complete=complete_sum)
+@click.argument("tuned", shell_complete=complete_sum)
 @click.option(
     "--as",
     "kind",

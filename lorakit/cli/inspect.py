@@ -6,14 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lorakit.cli._completion import complete_path
 from lorakit.cli._guard import guarded
 from lorakit.cli._inspect_view import (
-    NORM,
-    RANK,
-    RELATIVE,
-    SHARE,
     SPECTRUM,
-    advice,
     blocks_table,
     facts,
     heat_table,
@@ -21,13 +17,12 @@ from lorakit.cli._inspect_view import (
     pairs,
     spectrum_table,
 )
-from lorakit.cli._render import results
+from lorakit.cli._inspect_words import advice, summary
+from lorakit.cli._measures import NORM, RANK, RELATIVE, SHARE
+from lorakit.cli._render import results, say, show_table
 from lorakit.errors import SpecError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from lorakit.operations.inspection import Inspection
     from lorakit.tensorfile.source import TensorSource
 
@@ -35,7 +30,7 @@ __all__ = ["blocks_table", "inspect"]
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", shell_complete=complete_path)
 @click.option(
     "--blocks",
     is_flag=True,
@@ -47,6 +42,7 @@ __all__ = ["blocks_table", "inspect"]
 @click.option(
     "--against",
     metavar="MODEL",
+    shell_complete=complete_path,
     help="‖ΔW‖ / ‖W‖ in this model; DoRA, OFT, GLoRA and IA3 are taken on it.",
 )
 @click.option("--metadata", is_flag=True, help="All that the metadata says, in plain words.")
@@ -87,21 +83,19 @@ def inspect(
     inputs = [Path(path) for path in (*paths, *([against] if against else []))]
     places = _checked(html, svg, overwrite=overwrite, inputs=inputs)
     found = _look(paths, blocks=blocks, spectrum=spectrum, against=against, drawn=bool(places))
-    for path, place in places.items():
-        _draw(found, place, html=path == html)
+    for path, target in places.items():
+        _draw(found, target, html=path == html)
     if as_json:
         bodies = [one.as_dict() for one in found]
         click.echo(json.dumps(bodies[0] if len(bodies) == 1 else bodies, sort_keys=True))
         return
-    console = results()
-    for one in found:
-        console.print(pairs(facts(one)))
-        _show_measured(console, one, blocks=blocks or against is not None, verbose=verbose)
-        if spectrum and one.spectrum is not None:
-            _titled(console, SPECTRUM, spectrum_table(one.spectrum))
-            console.print(advice(one), soft_wrap=True, markup=False)
+    for place, one in enumerate(found):
+        if place:
+            click.echo()
+        _show(one, blocks=blocks or against is not None, spectrum=spectrum, verbose=verbose)
         if metadata:
-            console.print(metadata_table(one.metadata))
+            click.echo()
+            show_table(metadata_table(one.metadata), folded=True)
     for path in places:
         click.echo(f"written: {path}")
 
@@ -153,21 +147,31 @@ def _draw(found: "list[Inspection]", place: Path, *, html: bool) -> None:
     write_text(place, as_html(found) if html else as_svg(found))
 
 
-def _show_measured(console: "Console", one: "Inspection", *, blocks: bool, verbose: int) -> None:
-    if not blocks or not one.blocks:
-        return
+def _show(one: "Inspection", *, blocks: bool, spectrum: bool, verbose: int) -> None:
+    say(" ".join(summary(one)))
+    if command := advice(one):
+        click.echo(f"  {command}")
+    click.echo()
+    show_table(pairs(facts(one)), folded=True)
+    if blocks and one.blocks:
+        _show_maps(one, verbose=verbose)
+    if spectrum and one.spectrum is not None:
+        _title(SPECTRUM)
+        show_table(spectrum_table(one.spectrum))
+
+
+def _show_maps(one: "Inspection", *, verbose: int) -> None:
     if not one.cells:
-        console.print(blocks_table(one.blocks))
+        show_table(blocks_table(one.blocks))
         return
     more = [NORM, RANK] if verbose else []
     if verbose and one.against is not None:
         more.append(RELATIVE)
     for measure in (SHARE, *more):
-        _titled(console, measure, heat_table(one, measure))
+        _title(measure.title)
+        show_table(heat_table(one, measure))
 
 
-def _titled(console: "Console", title: str, table: "Table") -> None:
-    """Print a table below its title, which a narrow table would break."""
-    console.print()
-    console.print(title, style="bold", soft_wrap=True, markup=False)
-    console.print(table)
+def _title(text: str) -> None:
+    click.echo()
+    results().print(text, style="bold", soft_wrap=True)

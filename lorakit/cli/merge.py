@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lorakit.cli._compare_view import show_comparison
+from lorakit.cli._completion import complete_path, complete_sum
 from lorakit.cli._inputs import (
     Loaded,
     load_stack,
@@ -52,8 +53,13 @@ _WITH_RECIPE = (
 
 
 @click.command()
-@click.argument("loras", nargs=-1, metavar="LORA...")
-@click.option("--into", metavar="MODEL", help="Bake the stack into this checkpoint.")
+@click.argument("loras", nargs=-1, metavar="LORA...", shell_complete=complete_path)
+@click.option(
+    "--into",
+    metavar="MODEL",
+    shell_complete=complete_sum,
+    help="Bake the stack into this checkpoint.",
+)
 @click.option("--prompt", help="Take all <lora:…> tags of this prompt.")
 @click.option(
     "--recipe",

@@ -15,7 +15,7 @@ from rich.text import Text
 from lorakit.cli._guard import FAILED, guarded
 from lorakit.cli._inspect_view import pairs
 from lorakit.cli._progress import watching
-from lorakit.cli._render import bytes_text, results
+from lorakit.cli._render import bytes_text, show_table
 from lorakit.cli._words import in_words, printable, shortened
 from lorakit.errors import SpecError
 from lorakit.report import SCHEMA, name_some
@@ -47,6 +47,9 @@ _WRITING = (
         help="Replace FILE itself, at once when all is written; nothing else replaces an input.",
     ),
     click.option("--overwrite", is_flag=True, help="Replace an existing output."),
+    click.option(
+        "--verify", is_flag=True, help="Read the output back and compare it before it is there."
+    ),
     click.option("-q", "--quiet", is_flag=True, help="No table and no progress."),
     _JSON,
     _VERBOSE,
@@ -60,6 +63,7 @@ class Target:
     output: Path | None
     in_place: bool
     overwrite: bool
+    verify: bool
     quiet: bool
     as_json: bool
 
@@ -124,7 +128,8 @@ def show(*, file: Path, as_json: bool, verbose: int) -> None:
     elif not told:
         click.echo(f"{printable(str(file))} has no metadata.")
     else:
-        results().print(pairs({key: in_words(key, text) for key, text in sorted(told.items())}))
+        told_in_words = {key: in_words(key, text) for key, text in sorted(told.items())}
+        show_table(pairs(told_in_words), folded=True)
 
 
 @metadata.command("set")
@@ -171,7 +176,7 @@ def hash_(*, file: Path, target: Target) -> bool:
     if target.as_json:
         _echo("hash", file, {"hashes": [_as_dict(one) for one in found]})
     elif not target.quiet:
-        results().print(_hash_table(found))
+        show_table(_hash_table(found), folded=True)
     return all(one.right is not False for one in found)
 
 
@@ -188,15 +193,16 @@ def _write(file: Stored, told: Mapping[str, str], *, command: str, target: Targe
     """Write the file with other metadata, and say what changed."""
     place = target.place(file.path)
     with watching(quiet=target.quiet or target.as_json) as progress:
-        nbytes, new = rewritten(file, told, place=place, progress=progress)
+        nbytes, new = rewritten(file, told, place=place, verify=target.verify, progress=progress)
     old, output = file.header.metadata, target.output or file.path
     changed = {key: new[key] for key in sorted(new) if old.get(key) != new[key]}
     removed = sorted(key for key in old if key not in new)
     if target.as_json:
-        body = {"set": changed, "removed": removed}
+        body = {"set": changed, "removed": removed, "verified": target.verify}
         _echo(command, file.path, {**body, "output": str(output), "output_bytes": nbytes})
     elif not target.quiet:
-        _show_written(old, changed, removed, f"{output} ({bytes_text(nbytes)})")
+        verified = ", read back and the same" if target.verify else ""
+        _show_written(old, changed, removed, f"{output} ({bytes_text(nbytes)}){verified}")
     return True
 
 
@@ -208,7 +214,7 @@ def _show_written(
         for key, text in changed.items()
     }
     rows |= dict.fromkeys(removed, "removed")
-    results().print(pairs({**rows, "written": written}))
+    show_table(pairs({**rows, "written": written}), folded=True)
 
 
 def _verdict(found: Hash) -> str:

@@ -6,13 +6,14 @@ from dataclasses import asdict
 
 import click
 
+from lorakit.cli._completion import complete_names
 from lorakit.cli._guard import guarded
 from lorakit.errors import SpecError
-from lorakit.methods.menu import FAMILIES, MENU, PARAMETERS, Entry
+from lorakit.methods.menu import FAMILIES, MENU, OF_ALL, Entry
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_names(tuple(MENU)))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("-v", "--verbose", count=True, help="-vv shows tracebacks.")
 @guarded
@@ -35,6 +36,7 @@ def methods(*, names: tuple[str, ...], as_json: bool, verbose: int) -> None:
         if members:
             click.echo(f"{title}\n")
             _show(members, whole=bool(names))
+    click.echo(OF_ALL)
 
 
 def _show(members: Mapping[str, Entry], *, whole: bool) -> None:
@@ -47,9 +49,9 @@ def _show(members: Mapping[str, Entry], *, whole: bool) -> None:
             click.echo(f"    {options + '   ' if options else ''}{entry.paper}\n")
             continue
         for key, value in entry.defaults.items():
-            _line(f"--{key} {_text(value)}", PARAMETERS[key])
+            _line(f"--{key} {_text(value)}", entry.meaning(key))
         if entry.spaces:
-            _line("--space", PARAMETERS["space"])
+            _line("--space", entry.meaning("space"))
         _line("--flavor", ", ".join(entry.flavors))
         for flavor, defaults in entry.flavor_defaults.items():
             given = " ".join(f"--{key} {_text(value)}" for key, value in defaults.items())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lorakit.cli._completion import complete_names, complete_path
 from lorakit.cli._inputs import load_stack, lora_specs, model_record
 from lorakit.cli._options import Common, rank_options, writing_options
 from lorakit.cli._progress import watching
@@ -20,16 +21,19 @@ if TYPE_CHECKING:
     from lorakit.operations.yardsticks import Yardstick
     from lorakit.report import Report
 
-_SCORES: tuple[Callable[..., Callable[..., None]], ...] = (
+SCORES = ("spn-ckpt", "fro-ckpt", "subspace", "spn-lora", "fro-lora")
+_SCORE_OPTIONS: tuple[Callable[..., Callable[..., None]], ...] = (
     click.option(
         "--against",
         metavar="MODEL",
+        shell_complete=complete_path,
         help="The model whose weights directions are scored by; also what DoRA, OFT, GLoRA and "
         "IA3 are taken on.",
     ),
     click.option(
         "--score",
         metavar="NAME",
+        shell_complete=complete_names(SCORES),
         help="What a direction's σ is divided by: spn-ckpt or fro-ckpt, the spectral or Frobenius "
         "norm of the model's layer; subspace, what that layer does along the direction; spn-lora "
         "or fro-lora, a norm of the LoRA's own layer; or several with weights: "
@@ -55,13 +59,13 @@ _SCORES: tuple[Callable[..., Callable[..., None]], ...] = (
 
 
 def _score_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(_SCORES):
+    for option in reversed(_SCORE_OPTIONS):
         command = option(command)
     return command
 
 
 @click.command()
-@click.argument("loras", nargs=-1, required=True, metavar="LORA...")
+@click.argument("loras", nargs=-1, required=True, metavar="LORA...", shell_complete=complete_path)
 @_score_options
 @writing_options
 @rank_options

@@ -11,10 +11,10 @@ import click
 from rich.table import Table
 
 from lorakit.cli._guard import FAILED, guarded
-from lorakit.cli._options import Common
+from lorakit.cli._options import Common, device_option
 from lorakit.cli._pages import keep_pages
 from lorakit.cli._progress import watching
-from lorakit.cli._render import results
+from lorakit.cli._render import say, show_table
 from lorakit.errors import FileFormatError, LorakitError
 from lorakit.report import SCHEMA, name_some
 
@@ -77,12 +77,7 @@ class Checked:
     help="Where the inputs are besides; they are looked for beside FILE and here too.",
 )
 @click.option("--no-replay", is_flag=True, help="Check hashes and values alone.")
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    help="Where the linear algebra runs: auto, cpu, cuda, cuda:N or mps.",
-)
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No table and no progress.")
 @click.option("-v", "--verbose", count=True, help="-vv shows tracebacks.")
@@ -112,8 +107,8 @@ def verify(
         click.echo(json.dumps(_as_dict(checked), sort_keys=True))
     elif not quiet:
         for note in checked.notes:
-            click.echo(f"note: {note}", err=True)
-        results().print(_table(checked))
+            say(f"note: {note}", err=True)
+        show_table(_table(checked), folded=True)
     if not checked.fine:
         context.exit(FAILED)
 

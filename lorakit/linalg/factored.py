@@ -174,7 +174,7 @@ class Decomposition:
             for turn, core in zip((self.left, self.right), self.cores, strict=True)
         )
         u, v = fixed_signs(u, v)
-        return Svd(u=u, s=self.s[:rank].to(self.like.device), v=v)
+        return Svd(u=u, s=self.s[:rank].cpu(), v=v)
 
 
 def svd(factors: Factors) -> Svd:
@@ -184,7 +184,7 @@ def svd(factors: Factors) -> Svd:
         factors: on any device, in fp32 or fp64.
 
     Returns:
-        u and v in the dtype of the factors, s in fp64, all on their device.
+        u and v in the dtype and on the device of the factors, s in fp64 on the CPU.
 
     Cost: see `decomposed`.
     """
@@ -195,20 +195,39 @@ def svd(factors: Factors) -> Svd:
 def decomposed(factors: Factors) -> Decomposition:
     """Return the exact singular values of up @ down, and what its directions are made of.
 
-    A side with at least as many rows as columns is reduced to r x r by the Cholesky factor of its
-    Gram matrix in fp64, its columns scaled to length one first, so that (1e6 · up, 1e-6 · down)
-    gives the same; by Householder QR where the columns are too dependent for that. The core's
-    decomposition is rotated back in fp64.
-
     Args:
         factors: on any device, in fp32 or fp64.
 
-    Source: Fukaya et al., CholeskyQR2 (2014), for the accuracy of the Gram matrix.
-    Cost: O((m + n) r² + r³).
+    Cost: see `decomposed_together`.
     """
-    left, right = reduced(double(factors.up)), reduced(double(factors.down).T)
-    u, s, v = core_svd((left.core * (left.lengths * right.lengths)) @ right.core.T)
-    return Decomposition(s=s, left=left.turned, right=right.turned, cores=(u, v), like=factors.up)
+    (found,) = decomposed_together(factors.up[None], factors.down[None])
+    return found
+
+
+def decomposed_together(ups: Tensor, downs: Tensor) -> list[Decomposition]:
+    """Return the exact singular values of b products, and what their directions are made of.
+
+    A side with at least as many rows as columns is reduced to r x r by the Cholesky factor of its
+    Gram matrix in fp64, its columns scaled to length one first, so that (1e6 · up, 1e-6 · down)
+    gives the same; by Householder QR where the columns are too dependent for that. The core is
+    decomposed on the CPU, and its directions are rotated back in fp64.
+
+    Args:
+        ups: [b, m, r] in fp32 or fp64, on any device.
+        downs: [b, r, n].
+
+    Source: Fukaya et al., CholeskyQR2 (2014), for the accuracy of the Gram matrix.
+    Cost: O((m + n) r² + r³) each.
+    """
+    found = []
+    pairs = zip(reduced_together(double(ups)), reduced_together(double(downs).mT), strict=True)
+    for left, right in pairs:
+        core = (left.core * (left.lengths * right.lengths)) @ right.core.T
+        u, s, v = core_svd(core.cpu())
+        found.append(
+            Decomposition(s=s, left=left.turned, right=right.turned, cores=(u, v), like=ups)
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -320,7 +339,8 @@ class Side:
     turn: Tensor | None
 
     def turned(self, directions: Tensor) -> Tensor:
-        """Return basis @ turn @ directions."""
+        """Return basis @ turn @ directions, on the device of the basis."""
+        directions = directions.to(self.lengths.device)
         if self.turn is not None:
             directions = self.turn @ directions
         return directions if self.basis is None else self.basis @ directions
@@ -333,32 +353,42 @@ def reduced(side: Tensor, products: Tensor | None = None) -> Side:
         side: [d, r].
         products: side.T @ side, where it is known already.
     """
-    rows, rank = side.shape
+    (found,) = reduced_together(side[None], None if products is None else products[None])
+    return found
+
+
+def reduced_together(sides: Tensor, products: Tensor | None = None) -> list[Side]:
+    """Reduce b matrices in fp64 by the Cholesky factor of the Gram matrix, by QR where that fails.
+
+    Args:
+        sides: [b, d, r].
+        products: sides.mT @ sides, where it is known already.
+    """
+    rows, rank = sides.shape[1:]
     if rows <= rank:
-        lengths = torch.ones(rank, dtype=side.dtype, device=side.device)
-        return Side(core=side, lengths=lengths, basis=None, turn=None)
-    products = side.T @ side if products is None else products
-    lengths = products.diagonal().sqrt()
-    found = _by_gram(side, products, lengths) if rank and float(lengths.min()) > 0 else None
-    return _by_qr(side, lengths) if found is None else found
-
-
-def _by_gram(side: Tensor, products: Tensor, lengths: Tensor) -> Side | None:
-    """Reduce by the Cholesky factor of the Gram matrix; None where that is not accurate."""
-    lower, failed = torch.linalg.cholesky_ex(products / lengths / lengths[:, None])
-    if int(failed):
-        return None
-    one = torch.eye(len(lengths), dtype=side.dtype, device=side.device)
+        lengths = torch.ones(rank, dtype=sides.dtype, device=sides.device)
+        return [Side(core=side, lengths=lengths, basis=None, turn=None) for side in sides]
+    products = sides.mT @ sides if products is None else products
+    lengths = products.diagonal(dim1=-2, dim2=-1).sqrt()
+    # A zero column fails as it should: its row of the Gram matrix stays zero.
+    safe = torch.where(lengths > 0, lengths, 1.0)
+    lower, failed = torch.linalg.cholesky_ex(products / safe[:, None] / safe[:, :, None])
+    one = torch.eye(rank, dtype=sides.dtype, device=sides.device).expand_as(lower)
     inverse = torch.linalg.solve_triangular(lower, one, upper=False)
     # Columns of length one: this is at least the condition, whose square times eps is the error.
-    if not math.sqrt(len(lengths)) * float(torch.linalg.vector_norm(inverse)) < _DEPENDENT:
-        return None
-    turn = inverse.T / lengths[:, None]
-    return Side(core=lower.T, lengths=lengths, basis=side, turn=turn)
+    condition = math.sqrt(rank) * torch.linalg.vector_norm(inverse, dim=(1, 2))
+    accurate = ((failed == 0) & (condition < _DEPENDENT)).tolist()
+    turns = inverse.mT / safe[:, :, None]
+    return [
+        Side(core=lower[place].T, lengths=lengths[place], basis=side, turn=turns[place])
+        if accurate[place]
+        else _by_qr(side, lengths[place])
+        for place, side in enumerate(sides)
+    ]
 
 
 def _by_qr(side: Tensor, lengths: Tensor) -> Side:
     # Lengths of one in place of zero: a zero column stays zero.
-    safe = torch.where(lengths > 0, lengths, torch.ones_like(lengths))
+    safe = torch.where(lengths > 0, lengths, 1.0)
     basis, core = torch.linalg.qr(side / safe)
     return Side(core=core, lengths=safe, basis=basis, turn=None)

@@ -33,12 +33,14 @@ class Angles:
         apart: the squared distances, right also where two are all but equal.
         overlap: the share of the directions of the one of smaller rank that the other holds.
         chance: what `overlap` is on average where the directions are random.
+        best: the most of ‖·‖² of the first that a matrix of the second's rank can hold.
     """
 
     gram: Tensor
     apart: Tensor
     overlap: Tensor
     chance: Tensor
+    best: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,8 +58,16 @@ class _Columns:
     spans: tuple[slice, ...]
 
 
-_Turns = tuple[Tensor, Tensor]
-"""Turns the columns of `up`, and the rows of `down`, into singular directions: [r, k] each."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Turns:
+    """Turns the columns of `up`, and the rows of `down`, into singular directions: [r, k] each.
+
+    `s` are the singular values, [k].
+    """
+
+    left: Tensor
+    right: Tensor
+    s: Tensor
 
 
 def angles(parts: Sequence[Factors], *, device: torch.device | None = None) -> Angles:
@@ -89,7 +99,9 @@ def angles(parts: Sequence[Factors], *, device: torch.device | None = None) -> A
     gram = _gram(columns)
     turned = [turns for turns in known if turns is not None]
     shared, chance = _overlaps(columns, turned, parts[0].shape)
-    return Angles(gram=gram, apart=_apart(parts, gram), overlap=shared, chance=chance)
+    return Angles(
+        gram=gram, apart=_apart(parts, gram), overlap=shared, chance=chance, best=_best(turned)
+    )
 
 
 def _columns(parts: Sequence[Factors], device: torch.device | None) -> _Columns:
@@ -106,14 +118,14 @@ def _turns(part: Factors, columns: _Columns, span: slice) -> _Turns | None:
     """Return what makes singular directions of the columns; None where they are dependent."""
     if not part.rank:
         none = columns.left.new_zeros(0, 0)
-        return none, none
+        return _Turns(left=none, right=none, s=none.flatten())
     left = reduced(part.up.double(), columns.left[span, span])
     right = reduced(part.down.double().T, columns.right[span, span])
     if left.turn is None or right.turn is None:
         return None
     u, s, v = core_svd((left.core * (left.lengths * right.lengths)) @ right.core.T)
     rank = numerical_rank(s, part.shape)
-    return left.turn @ u[:, :rank], right.turn @ v[:, :rank]
+    return _Turns(left=left.turn @ u[:, :rank], right=right.turn @ v[:, :rank], s=s[:rank])
 
 
 def _independent(part: Factors) -> tuple[Factors, _Turns]:
@@ -122,7 +134,7 @@ def _independent(part: Factors) -> tuple[Factors, _Turns]:
     kept = found.first(int((found.s > _NOTHING * found.s.max()).sum()))
     rank = numerical_rank(kept.s, part.shape)
     one = torch.eye(len(kept.s), dtype=torch.float64)
-    turns = (one / kept.s)[:, :rank], one[:, :rank]
+    turns = _Turns(left=(one / kept.s)[:, :rank], right=one[:, :rank], s=kept.s[:rank])
     return Factors(up=kept.u * kept.s, down=kept.v.T), turns
 
 
@@ -147,21 +159,30 @@ def _apart(parts: Sequence[Factors], gram: Tensor) -> Tensor:
 def _overlaps(
     columns: _Columns, turns: Sequence[_Turns], shape: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    ranks = [left.shape[1] for left, _ in turns]
+    ranks = [len(one.s) for one in turns]
     live = torch.tensor([float(rank > 0) for rank in ranks], dtype=torch.float64)
     shared, chance = live.diag(), torch.zeros(len(turns), len(turns), dtype=torch.float64)
     for i, j in combinations(range(len(turns)), 2):
         if not ranks[i] or not ranks[j]:
             continue
         at = columns.spans[i], columns.spans[j]
-        squares = [
-            float((one.T @ products[at] @ other).square().sum())
-            for one, other, products in zip(
-                turns[i], turns[j], (columns.left, columns.right), strict=True
-            )
-        ]
+        sides = (
+            (turns[i].left, turns[j].left, columns.left),
+            (turns[i].right, turns[j].right, columns.right),
+        )
+        squares = [float((a.T @ products[at] @ b).square().sum()) for a, b, products in sides]
         shared[i, j] = shared[j, i] = min(1.0, sum(squares) / (2 * min(ranks[i], ranks[j])))
     most = torch.tensor([[max(a, b) * min(a, b, 1) for b in ranks] for a in ranks])
     for side in shape:
         chance += (most.double() / side).clamp(max=1.0) / 2
     return shared, chance
+
+
+def _best(turns: Sequence[_Turns]) -> Tensor:
+    """Return Σσ² of each over the leading directions, as many as each other has.
+
+    Source: Eckart and Young 1936.
+    """
+    squares = [one.s.double().square() for one in turns]
+    sums = [[own[: len(other)].sum() for other in squares] for own in squares]
+    return torch.stack([torch.stack(row) for row in sums])

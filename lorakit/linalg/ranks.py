@@ -4,10 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lorakit.errors import SpecError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _ONE_OF = ("energy", "error", "sv_ratio", "sv_sum", "size", "threshold")
 _SLACK = 1e-12
@@ -25,7 +27,7 @@ class RankRule:
         sv_ratio: those with σ > σ₁ / sv_ratio.
         sv_sum: the fewest with this share of Σσ.
         size: bytes of the whole file.
-        threshold: those with this score, a logarithm to base 10, or a larger one; see `Scorer`.
+        threshold: those with this score, a logarithm to base 10, or a larger one.
 
     Raises:
         SpecError: a number is out of range, or two rules are given.
@@ -87,7 +89,7 @@ class Scorer:
         rescale: what ΔW was multiplied by; σ₁ and ‖ΔW‖ count as they were before.
     """
 
-    reference: Tensor
+    reference: "Tensor"
     of_largest: float = 0.0
     of_norm: float = 0.0
     rescale: float = 1.0
@@ -97,7 +99,7 @@ class Scorer:
         """Whether a smaller singular value may have a larger score."""
         return self.reference.ndim > 0
 
-    def scores(self, s: Tensor, energy: float) -> Tensor:
+    def scores(self, s: "Tensor", energy: float) -> "Tensor":
         """Return the score of each singular value, [k] in fp64 on the CPU.
 
         Args:
@@ -114,13 +116,13 @@ class Scorer:
 
 
 def choose_rank(
-    s: Tensor,
+    s: "Tensor",
     rule: RankRule,
     *,
     conv: bool = False,
     energy_total: float | None = None,
     sum_total: float | None = None,
-    scores: Tensor | None = None,
+    scores: "Tensor | None" = None,
 ) -> int:
     """Return how many of the singular values a rule keeps: at least 1 where any is not 0.
 
@@ -152,7 +154,9 @@ def choose_rank(
     return max(1, min(most, _wanted(values, rule, energy_total, sum_total)))
 
 
-def _wanted(s: Tensor, rule: RankRule, energy_total: float | None, sum_total: float | None) -> int:
+def _wanted(
+    s: "Tensor", rule: RankRule, energy_total: float | None, sum_total: float | None
+) -> int:
     if rule.sv_ratio is not None:
         return int((s * rule.sv_ratio > s[0]).sum())
     if rule.sv_sum is not None:
@@ -165,12 +169,12 @@ def _wanted(s: Tensor, rule: RankRule, energy_total: float | None, sum_total: fl
     return _fewest((s**2).cumsum(0), energy * whole)
 
 
-def _fewest(sums: Tensor, goal: float) -> int:
+def _fewest(sums: "Tensor", goal: float) -> int:
     """Return the fewest terms whose sum reaches the goal, up to rounding."""
     return int((sums < goal * (1 - _SLACK)).sum()) + 1
 
 
-def kept(s: Tensor, rank: int, *, energy_total: float | None = None) -> tuple[float, float]:
+def kept(s: "Tensor", rank: int, *, energy_total: float | None = None) -> tuple[float, float]:
     """Return the share of Σσ² that `rank` directions keep, and the relative error."""
     squares = s.double() ** 2
     whole = float(squares.sum()) if energy_total is None else energy_total
@@ -197,7 +201,7 @@ def _worth_a_byte(squares: Sequence[float], price: int, overhead: int) -> list[f
 
 
 def ranks_for_size(
-    spectra: Mapping[str, Tensor],
+    spectra: "Mapping[str, Tensor]",
     bytes_a_rank: Mapping[str, int],
     budget: int,
     *,

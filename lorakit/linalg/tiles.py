@@ -1,7 +1,7 @@
 """Matrices that are made a tile at a time, so that a dense ΔW need never be whole in memory."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -96,6 +96,27 @@ def difference(first: Tensor, second: Tensor) -> Tensor:
     for rows in _blocks_of_rows(first):
         result[rows].copy_(first[rows]).sub_(second[rows].to(first.device, torch.float32))
     return result
+
+
+def subtracted(pairs: Iterable[tuple[Tensor, Tensor]], out: Tensor) -> Tensor:
+    """Return the differences of pairs of blocks, one after another, in `out` [m, n] of fp32."""
+    flat, start = out.view(-1), 0
+    for first, second in pairs:
+        place = flat[start : start + len(first)]
+        place.copy_(first).sub_(_summable(second))
+        start += len(first)
+    return out
+
+
+def squared_distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Return Σ (first − second)² over pairs of blocks, in fp32 within a block, in fp64 beyond."""
+    parts = (first.to(torch.float32, copy=True).sub_(_summable(second)) for first, second in pairs)
+    return math.fsum(float(torch.dot(part, part)) for part in parts)
+
+
+def _summable(block: Tensor) -> Tensor:
+    # torch widens a sum's halves by itself, in half the time; of fp8 it knows no sums.
+    return block if block.dtype.itemsize > 1 else block.float()
 
 
 def distance(first: Tensor, second: Tensor) -> float:

@@ -18,6 +18,8 @@ _STEPS, _STILL = 1000, 1e-14
 _MERGEKIT_STEPS, _MERGEKIT_STILL = 10, 1e-5
 _PARALLEL = 1e-7
 """Sine of an angle that has no arc."""
+_NO_SUM = 1e-6
+"""mergekit takes even shares where the strengths have a smaller sum."""
 _OPPOSITE = 1e-5
 """Cosines this close to -1 are opposite: what is left of two ΔW there is the rounding of bf16."""
 _FADED = 1e-2
@@ -59,7 +61,8 @@ def slerp(deltas: Sequence[Delta], method: Method) -> Change:
     The direction is on the arc, at the share of the second's strength; the norm is the weighted
     mean of the norms; and the whole is multiplied by the sum of the strengths, so that at angle 0
     it is their sum. mergekit's flavor gives its `nuslerp`: the vectors themselves take the arc's
-    coefficients, which dips or lifts the norm where norms or angles differ, and is not multiplied.
+    coefficients, which dips or lifts the norm where norms or angles differ, and is not multiplied;
+    a strength says only what share it has of the sum of both, signs included.
 
     Args:
         deltas: two, or one where only one LoRA changes the module.
@@ -71,17 +74,19 @@ def slerp(deltas: Sequence[Delta], method: Method) -> Change:
     """
     if method.flavor == "lorakit":
         return karcher(deltas, method)
-    live, products = _live(deltas)
-    if len(live) < 2:
+    if len(deltas) < 2:
         return linear(deltas)
-    angles = _Angles.of(live, products)
-    cosine, share = float(angles.cosines[0, 1]), float(angles.weights[1])
-    angle = math.acos(cosine)
+    strengths = [delta.strength for delta in deltas]
+    share = strengths[1] / sum(strengths) if abs(sum(strengths)) >= _NO_SUM else 0.5
+    products = gram_of(deltas)
+    norms = products.diagonal().clamp(min=0).sqrt()
+    cosine = float(products[0, 1]) / max(float(norms.prod()), 1e-300)
+    angle = math.acos(min(max(cosine, -1.0), 1.0))
     sine = math.sin(angle)
-    if sine <= _PARALLEL:
-        return _combined(live, torch.tensor([1 - share, share], dtype=torch.float64))
-    arc = [math.sin((1 - share) * angle) / sine, math.sin(share * angle) / sine]
-    return _combined(live, torch.tensor(arc, dtype=torch.float64))
+    arc = [1 - share, share]
+    if sine > _PARALLEL:
+        arc = [math.sin(part * angle) / sine for part in arc]
+    return linear([replace(d, strength=part) for d, part in zip(deltas, arc, strict=True)])
 
 
 def karcher(deltas: Sequence[Delta], method: Method) -> Change:
@@ -101,10 +106,11 @@ def karcher(deltas: Sequence[Delta], method: Method) -> Change:
     - vectors that cancel, and one opposite to the mean of all, have no arc: the weighted sum
     """
     live, products = _live(deltas)
-    if len(live) < 2:
+    mergekit = method.flavor == "mergekit"
+    if len(live) < (1 if mergekit else 2):
         return linear(deltas)
     angles = _Angles.of(live, products)
-    if method.flavor == "mergekit":
+    if mergekit:
         shares = _mean_of_mergekit(angles.cosines)
         # mergekit counts ΔW of zero in its mean norm.
         factor = float(angles.norms.sum()) / len(deltas)
@@ -153,7 +159,10 @@ def _moved(mean: Tensor, cosines: Tensor, weights: Tensor, still: float) -> tupl
     """
     toward = (cosines @ mean).clamp(-1.0, 1.0)
     angles = toward.acos()
-    arcs = weights * torch.where(angles > still, angles / angles.sin().clamp(min=1e-300), 1.0)
+    sines = angles.sin()
+    # To the opposite point leads no arc more than another.
+    has_arc = (angles > still) & (sines > _PARALLEL)
+    arcs = weights * torch.where(has_arc, angles / sines.clamp(min=_PARALLEL), 1.0)
     tangent = arcs - (arcs @ toward) * mean
     length = math.sqrt(max(float(tangent @ cosines @ tangent), 0.0))
     if length < still:

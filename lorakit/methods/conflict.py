@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorakit.linalg.factored import Factors
 from lorakit.methods.delta import Delta
-from lorakit.methods.sampling import places_of
+from lorakit.methods.sampling import elements_of, places_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,7 +69,9 @@ def sampled_conflict(deltas: Sequence[Delta]) -> Conflict:
     """
     shape = deltas[0].shape
     rows, columns = places_of(shape)
-    some = torch.stack([_at(delta, rows, columns) for delta in deltas])
+    some = torch.stack(
+        [elements_of(d.change, rows, columns).flatten() * d.strength for d in deltas]
+    )
     whole, seen = shape[0] * shape[1], len(rows) * len(columns)
     return conflict_of(some, stands_for=whole / max(1, seen), sampled=seen < whole)
 
@@ -84,15 +85,6 @@ def summed_conflict(parts: Sequence[Conflict]) -> Conflict:
         opposed=torch.stack([part.opposed for part in parts]).sum(dim=0),
         sampled=any(part.sampled for part in parts),
     )
-
-
-def _at(delta: Delta, rows: Tensor, columns: Tensor) -> Tensor:
-    change = delta.change
-    if isinstance(change, Factors):
-        some = change.up[rows].double() @ change.down[:, columns].double()
-    else:
-        some = change[rows][:, columns].double()
-    return some.flatten() * delta.strength
 
 
 def _share(part: Tensor, whole: Tensor) -> Tensor:

@@ -15,17 +15,12 @@ class Delta:
     Args:
         change: ΔW at strength 1: factors, or a matrix [out, in · kh · kw].
         strength: the user's coefficient, any real number but 0.
-        owner: what names its random streams: the content of the LoRA, `#2` behind its second use.
+        owner: what names its random streams; see `operations.owners`.
     """
 
     change: Factors | Tensor
     strength: float
     owner: str = ""
-
-    @property
-    def content(self) -> str:
-        """The content of the LoRA, the same for each of its uses."""
-        return self.owner.partition("#")[0]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -35,6 +30,9 @@ class Delta:
 
 
 def alone(deltas: Sequence[Delta]) -> bool:
-    """Tell whether one LoRA acts here, perhaps several times: then nothing interferes."""
-    owners = {delta.content for delta in deltas}
-    return len(deltas) == 1 or (len(owners) == 1 and "" not in owners)
+    """Tell whether one ΔW acts here, perhaps several times: then nothing interferes.
+
+    Args:
+        deltas: equal ones share their ΔW, see `sameness.unified`.
+    """
+    return all(delta.change is deltas[0].change for delta in deltas)

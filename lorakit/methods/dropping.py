@@ -130,7 +130,9 @@ def _thin(draw: Draw, factor: float | None, tile: Tensor, place: Place) -> None:
 def _masked(tile: Tensor, keeps: Tensor) -> Tensor:
     # Several times as fast as torch's product of numbers and truth values.
     values = tile.numpy()
-    np.multiply(values, keeps.numpy(), out=values)
+    # What is infinite is refused where it would be written.
+    with np.errstate(invalid="ignore"):
+        np.multiply(values, keeps.numpy(), out=values)
     return tile
 
 

@@ -13,13 +13,12 @@ from lorakit.methods.dropping import dropping, mask_name
 from lorakit.methods.method import Method
 from lorakit.methods.sce import Selected, sce
 from lorakit.methods.stacking import Grid, Thin, grid_of, stacked
+from lorakit.methods.strengths import divisor
 from lorakit.methods.trimming import trimming
 from lorakit.methods.voting import Ballot, ballot_of
 
 Combine = Callable[[Tensor], Tensor]
 """Returns what tiles [T, rows, columns], which it may overwrite, make together."""
-_NO_SUM = 1e-8
-"""mergekit does not divide by a smaller sum of strengths."""
 
 
 def elementwise(
@@ -93,10 +92,7 @@ def _combine(deltas: Sequence[Delta], method: Method, grid: Grid, thins: Sequenc
     if method.entry.votes:
         return ballot_of(method, strengths, partial(_majority, deltas, grid, thins)).combined
     if method.normalize:
-        whole = sum(map(abs, strengths))
-        if method.flavor == "mergekit":
-            # For 1 and -1 it is 0.
-            whole = sum(strengths) if abs(sum(strengths)) >= _NO_SUM else 1.0
+        whole = divisor(method, strengths)
         strengths = [strength / whole for strength in strengths]
     return partial(_summed, strengths)
 

@@ -12,7 +12,7 @@ FAMILIES = {
     "subspace": "Subspace: on the singular directions, without a dense matrix",
 }
 PARAMETERS = {
-    "density": "the share of the elements (iso-cts: of the directions, common ones) that is kept",
+    "density": "the share of the elements that is kept",
     "epsilon": "how far the chance of keeping an element is from the density at most",
     "gamma": "the share of the largest elements that is left out",
     "seed": "of the random masks; the same seed gives the same bytes",
@@ -20,6 +20,7 @@ PARAMETERS = {
     "scope": "what the largest elements are chosen from: tensor, row or model",
     "space": "full: on ΔW; core, knots: in coordinates of the LoRAs, without loss in a LoRA",
 }
+OF_ALL = "--lambda, --normalize, --match-norm and --calibrate go with every method."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class Entry:
         flavors: whose conventions it can follow.
         flavor_defaults: flavor -> parameter -> default, where it differs.
         votes: whether the LoRAs elect a sign for each element.
+        averages: whether LoRAs at strength 1 each give their mean, not their sum.
         random: whether it draws masks, from `seed`.
     """
 
@@ -46,12 +48,19 @@ class Entry:
     flavors: tuple[str, ...] = ("lorakit",)
     flavor_defaults: Mapping[str, Mapping[str, float | str | bool]] = field(default_factory=dict)
     votes: bool = False
+    averages: bool = False
     random: bool = False
 
     @property
     def spaces(self) -> tuple[str, ...]:
         """Where it can act."""
         return SPACES if self.family == "elementwise" else ()
+
+    def meaning(self, parameter: str) -> str:
+        """Return what a parameter is, in one line."""
+        if parameter == "density" and self.family == "subspace":
+            return "the share of the directions that all LoRAs have in common"
+        return PARAMETERS[parameter]
 
 
 _ALL = FLAVORS
@@ -78,6 +87,7 @@ MENU: Mapping[str, Entry] = {
         flavors=_ALL,
         flavor_defaults={"paper": {"scope": "model"}, "mergekit": {"density": 1.0}},
         votes=True,
+        averages=True,
     ),
     "dare-linear": Entry(
         family="elementwise",
@@ -98,6 +108,7 @@ MENU: Mapping[str, Entry] = {
         flavors=_ALL,
         flavor_defaults={"mergekit": {"density": 1.0}},
         votes=True,
+        averages=True,
         random=True,
     ),
     "della": Entry(
@@ -119,6 +130,7 @@ MENU: Mapping[str, Entry] = {
         flavors=("lorakit", "paper", "mergekit"),
         flavor_defaults={"mergekit": {"density": 1.0}},
         votes=True,
+        averages=True,
         random=True,
     ),
     "breadcrumbs": Entry(
@@ -139,6 +151,7 @@ MENU: Mapping[str, Entry] = {
         flavors=("lorakit", "mergekit"),
         flavor_defaults={"mergekit": {"density": 1.0}},
         votes=True,
+        averages=True,
     ),
     "magnitude": Entry(
         family="elementwise",
@@ -156,6 +169,7 @@ MENU: Mapping[str, Entry] = {
         defaults={"density": 1.0},
         flavors=("lorakit", "mergekit"),
         votes=True,
+        averages=True,
     ),
     "slerp": Entry(
         family="angular",
@@ -183,6 +197,7 @@ MENU: Mapping[str, Entry] = {
         purpose="Give each LoRA its own directions: the nearest orthogonal ones to all of them.",
         caution="LoRAs that share directions on purpose lose what they share.",
         paper="Gargiulo et al. 2024, arXiv 2412.00081",
+        averages=True,
     ),
     "iso-c": Entry(
         family="subspace",

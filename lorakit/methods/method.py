@@ -21,7 +21,7 @@ class Method:
     """How the ΔW of one module are combined; what is left out takes the method's default.
 
     Args:
-        name: one of `menu.MENU`.
+        name: one of those that `lorakit methods` lists.
         space: where an elementwise method acts: "full", "core" or "knots".
         density: the share of the elements that is kept.
         epsilon: della: how far the chance of keeping an element is from `density` at most.
@@ -129,6 +129,12 @@ class Method:
             and not self.normalize
             and self.lambda_ == 1.0
         )
+
+    @property
+    def without_noise(self) -> "Method":
+        """The plain sum with all that this method does to its own result."""
+        nothing = dict.fromkeys(("space", *self.entry.defaults))
+        return replace(self, name="linear", **nothing)  # type: ignore[arg-type]
 
     def filled(self, *, into_lora: bool) -> "Method":
         """Return the method with every parameter that it takes set.

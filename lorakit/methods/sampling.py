@@ -47,6 +47,13 @@ def _spread(length: int, side: int, turn: int) -> Tensor:
     return slots * length // (side * _GROUPS)
 
 
+def elements_of(change: Factors | Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the elements of a matrix at some rows and columns, [rows, columns] in fp64."""
+    if isinstance(change, Factors):
+        return change.up[rows].double() @ change.down[:, columns].double()
+    return change[rows][:, columns].double()
+
+
 def places_of(shape: tuple[int, int], *, side: int = SIDE) -> tuple[Tensor, Tensor]:
     """Return rows and columns spread evenly over a matrix, at most `side` of each."""
     rows, columns = (

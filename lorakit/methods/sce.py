@@ -14,10 +14,12 @@ from lorakit.methods.method import Method
 from lorakit.methods.sampling import sample_of
 from lorakit.methods.stacking import Grid, Tiles, stacked
 from lorakit.methods.trimming import EVERYTHING, Cut, largest
-from lorakit.methods.voting import TINY, Ballot
+from lorakit.methods.voting import SLACK, TINY, Ballot
 
 _FAINT = 1e-6
 """Below it mergekit takes equal weights, and divides by it in place of a smaller weight."""
+_ROUNDINGS = 4
+"""The mean of equal values is off by less than so many units in the last place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,7 +50,10 @@ class Selected:
 
 
 def variance(values: Tensor) -> Tensor:
-    """Return the variance over T of values [T, ...], the mean of the squares about the mean."""
+    """Return the variance over T of values [T, ...], the mean of the squares about the mean.
+
+    It is 0 where it is the rounding of the mean of equal values.
+    """
     mean, off, total = (torch.zeros_like(values[0]) for _ in range(3))
     for tile in values:
         mean.add_(tile)
@@ -56,7 +61,9 @@ def variance(values: Tensor) -> Tensor:
     for tile in values:
         torch.sub(tile, mean, out=off)
         total.addcmul_(off, off)
-    return total.div_(len(values))
+    total.div_(len(values))
+    rounding = mean.mul_(_ROUNDINGS * torch.finfo(mean.dtype).eps).square_()
+    return total.mul_(total > rounding)
 
 
 def sce(deltas: Sequence[Delta], method: Method, grid: Grid) -> tuple[Selected, Ballot]:
@@ -98,6 +105,7 @@ def sce(deltas: Sequence[Delta], method: Method, grid: Grid) -> tuple[Selected, 
         voices=[1.0] * len(deltas),
         strengths=weights,
         shares=weights,
+        slack=SLACK if lorakit else 0.0,
         tie=0.0 if lorakit else 1.0,
         least=TINY if lorakit else _FAINT,
     )

@@ -55,7 +55,7 @@ def iso_c(deltas: Sequence[Delta], method: Method, rank: int | None) -> Factors:
 
     Source: Iso-C, arXiv 2502.04959.
 
-    - the mean over the numerical rank: over all directions 95 % of the energy goes to null ones
+    - the mean over the numerical rank: over all directions most of the energy goes to null ones
     """
     del method
     found = _sum(deltas)

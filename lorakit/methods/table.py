@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from lorakit.linalg.factored import Factors
+from lorakit.linalg.factored import NOISE, Factors
 from lorakit.linalg.tiles import Change, multiplied, size
 from lorakit.methods.angular import karcher, model_stock, slerp
 from lorakit.methods.calibration import pico
@@ -13,7 +13,9 @@ from lorakit.methods.delta import Delta, alone
 from lorakit.methods.elementwise import elementwise
 from lorakit.methods.linear import linear
 from lorakit.methods.method import Method
+from lorakit.methods.sameness import unified
 from lorakit.methods.spaces import in_core, in_knots
+from lorakit.methods.strengths import divisor
 from lorakit.methods.subspace import iso_c, iso_cts, tsv
 
 Deltas = Sequence[Delta]
@@ -30,7 +32,7 @@ SUBSPACE: Mapping[str, Callable[[Deltas, Method, int | None], Change]] = {
     "ctm": ctm,
 }
 SPACE: Mapping[str, Callable[[Deltas, Callable[[Deltas], Change]], Change]] = {
-    "full": lambda deltas, act: act([narrowed(delta) for delta in deltas]),
+    "full": lambda deltas, act: act(narrowed(deltas)),
     "core": in_core,
     "knots": in_knots,
 }
@@ -60,7 +62,7 @@ def combine(
         is: there is nothing to reconcile.
     """
     if method.flavor == "lorakit":
-        deltas = present(deltas)
+        deltas = acting(deltas)
     calibrated = method.calibrate == "pico" and not alone(deltas)
     found = _combined(
         pico(deltas) if calibrated else deltas, method, module=module, rank=rank, cuts=cuts
@@ -83,7 +85,7 @@ def _combined(
         space = SPACE["full" if deltas[0].shape[1] == 1 else method.space or "full"]
         return space(deltas, act)
     if method.normalize:
-        whole = sum(abs(delta.strength) for delta in deltas)
+        whole = divisor(method, [delta.strength for delta in deltas])
         deltas = [replace(delta, strength=delta.strength / whole) for delta in deltas]
     if family == "angular" and not _trivial(deltas, method):
         return ANGULAR[method.name](deltas, method)
@@ -92,9 +94,13 @@ def _combined(
     return linear(deltas)
 
 
-def present(deltas: Deltas) -> Deltas:
-    """Leave out ΔW that are zero: a layer that is all zeros counts as one that is not there."""
-    return [delta for delta in deltas if _changes(delta)] or deltas[:1]
+def acting(deltas: Deltas) -> Deltas:
+    """Return the ΔW that a method has to reconcile.
+
+    Those that are zero are left out: a layer that is all zeros counts as one that is not there.
+    Those that are equal are one, see `sameness.unified`.
+    """
+    return unified([delta for delta in deltas if _changes(delta)] or deltas[:1])
 
 
 def _changes(delta: Delta) -> bool:
@@ -104,12 +110,18 @@ def _changes(delta: Delta) -> bool:
     return bool(change.any())
 
 
-def narrowed(delta: Delta) -> Delta:
-    """Return ΔW's factors in fp32: whole matrices are made of them, twice as fast as in fp64."""
-    change = delta.change
-    if not isinstance(change, Factors):
-        return delta
-    return replace(delta, change=Factors(up=change.up.float(), down=change.down.float()))
+def narrowed(deltas: Deltas) -> Deltas:
+    """Return factors in fp32: whole matrices are made of them, twice as fast as in fp64.
+
+    Deltas that share their ΔW still do.
+    """
+    changes = {id(delta.change): delta.change for delta in deltas}
+    narrow = {
+        name: Factors(up=change.up.float(), down=change.down.float())
+        for name, change in changes.items()
+        if isinstance(change, Factors)
+    }
+    return [replace(d, change=narrow.get(id(d.change), d.change)) for d in deltas]
 
 
 def _trivial(deltas: Deltas, method: Method) -> bool:
@@ -120,9 +132,8 @@ def _norm_factor(deltas: Deltas, method: Method, found: Change) -> float:
     """Return what gives the result the norm that `match_norm` asks for."""
     if method.match_norm in (None, "none") or alone(deltas):
         return 1.0
-    if method.match_norm == "mean":
-        goal = sum(abs(d.strength) * size(d.change) for d in deltas) / len(deltas)
-    else:
-        goal = size(linear(deltas))
+    norms = [abs(delta.strength) * size(delta.change) for delta in deltas]
+    goal = sum(norms) / len(norms) if method.match_norm == "mean" else size(linear(deltas))
     whole = size(found)
-    return goal / whole if whole else 1.0
+    # What is left where all cancels is rounding.
+    return goal / whole if whole > NOISE * max(norms) else 1.0

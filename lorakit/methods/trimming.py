@@ -155,7 +155,9 @@ def numbers(method: Method, whole: int) -> tuple[int, int]:
         method: with every parameter set.
         whole: how many elements there are.
     """
-    least = 0 if method.flavor == "peft" else 1
+    # mergekit keeps an element at least by magnitude, but not of breadcrumbs; PEFT never does.
+    none = method.flavor == "peft" or (method.flavor == "mergekit" and method.gamma is not None)
+    least = 0 if none else 1
     count = max(least, int((method.density or 1.0) * whole))
     return count, min(int((method.gamma or 0.0) * whole), whole - count)
 

@@ -15,6 +15,8 @@ MERGEKIT_MEANS = ("ties", "della-ties")
 
 
 TINY = float(torch.finfo(torch.float32).tiny)
+SLACK = 1e-10
+"""A million times the rounding of fp64, a thousandth of that of a file in fp32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,6 +30,7 @@ class Ballot:
         least: the least divisor; None: any but zero, in place of which it is 1.
         by_number: whether the number of LoRAs decides, not their sum.
         fallback: whether the sum decides where as many are for + as for −.
+        slack: in fp64, votes that cancel to this share of their sizes elect no sign.
         tie: the sign where nothing decides; 0: nothing is kept there.
         majority: tells the sign where nothing decides, asked for where that is so.
     """
@@ -38,6 +41,7 @@ class Ballot:
     least: float | None = TINY
     by_number: bool = False
     fallback: bool = False
+    slack: float = 0.0
     tie: float = 0.0
     majority: Callable[[], float] | None = None
 
@@ -80,6 +84,11 @@ class Ballot:
         mass = torch.zeros_like(kept[0])
         for voice, tile in zip(self.voices, kept, strict=True):
             mass.add_(tile, alpha=voice / size)
+        # The elements of cores are rounded: what is equal there differs in its last bits.
+        if self.slack and mass.dtype == torch.float64:
+            pairs = zip(self.voices, kept, strict=True)
+            sizes = sum(abs(voice) / size * tile.abs() for voice, tile in pairs)
+            mass.mul_(mass.abs() > self.slack * sizes)
         mass.sign_()
         if not self.by_number:
             return mass
@@ -124,6 +133,7 @@ def ballot_of(
             shares=[size / (1.0 if method.normalize else sum(sizes) / count) for size in sizes],
             by_number=by_number,
             fallback=True,
+            slack=SLACK,
         )
     if method.flavor == "mergekit":
         divided = method.normalize or method.name in MERGEKIT_MEANS

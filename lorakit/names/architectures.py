@@ -24,6 +24,7 @@ class ModuleName:
         swap: whether the single file holds the two halves of the output the other way round.
         norm: whether it is a norm: its weight is a vector, and no LoRA changes it.
         parameter: what the tensor's key adds to `original`.
+        bare: whether it is a parameter by itself, whose key has no `.weight` in either layout.
         also: other paths, those of a third layout or of one trainer's LoRAs.
     """
 
@@ -34,6 +35,7 @@ class ModuleName:
     swap: bool = False
     norm: bool = False
     parameter: str = ".weight"
+    bare: bool = False
     also: tuple[Alias, ...] = ()
 
     @property

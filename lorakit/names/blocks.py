@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 from lorakit.errors import SpecError
 from lorakit.names.architectures import Architecture, component_of, is_text_encoder
@@ -122,6 +123,24 @@ def parse_ids(text: str, architecture: Architecture | None) -> tuple[str, ...]:
     if not chosen:
         raise SpecError(f"'{text}': expected block ids such as OUT03-OUT06,MID; found none.")
     return tuple(block for block in ids if block in chosen)
+
+
+def format_ids(blocks: Sequence[str]) -> str:
+    """Write block ids as `parse_ids` reads them, numbers that follow each other as a range."""
+    runs: list[list[str]] = []
+    for block in blocks:
+        if runs and _follows(runs[-1][-1], block):
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    return ",".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _follows(block: str, next_block: str) -> bool:
+    one, other = _NUMBERED.fullmatch(block), _NUMBERED.fullmatch(next_block)
+    if one is None or other is None:
+        return False
+    return one["side"] == other["side"] and int(one["number"]) + 1 == int(other["number"])
 
 
 def _index(block: str, ids: tuple[str, ...], text: str) -> int:

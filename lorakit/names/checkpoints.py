@@ -152,12 +152,15 @@ def _claim(targets: dict[str, Target], module: str, target: Target) -> None:
 
 def _architecture(weights: Mapping[str, tuple[int, ...]]) -> Architecture | None:
     """Tell the architecture by its names; between its likes, by how `proj_in` is stored."""
-    denoiser = [key for key in weights if not key.startswith(_text_prefixes())]
-    likes = candidates(_without_prefix(key) for key in denoiser)
-    best = most_known(weights, denoiser, lambda a, key: bool(_held(a, _place(key, a))), likes)
+    likes = candidates(_without_prefix(key) for key in weights if _of_denoiser(key))
+    best = most_known(weights, _of_denoiser, lambda a, key: bool(_held(a, _place(key, a))), likes)
     paths = {_stem(key): shape for key, shape in weights.items()}
     best = preferred(best, lambda a: has_dimensions(a, paths), lambda a: has_widths(a, paths))
     return best[0] if best else None
+
+
+def _of_denoiser(key: str) -> bool:
+    return not key.startswith(_text_prefixes())
 
 
 def _without_prefix(key: str) -> str:
@@ -209,16 +212,16 @@ def _paths(architecture: Architecture) -> dict[tuple[str, str], tuple[_Held, ...
     for name in architecture.build():
         same = name.path == name.original
         here = _Held(module=name.module, layout="" if same else "diffusers")
-        table.setdefault((name.component, _bare(f"{name.path}.weight")), {})[name.module] = here
+        own = name.path if name.bare else f"{name.path}.weight"
+        table.setdefault((name.component, _bare(own)), {})[name.module] = here
         for path, part in ((name.original, name.part), *name.also):
-            table.setdefault((name.component, _bare(path + name.parameter)), {})[name.module] = (
-                _Held(
-                    module=name.module,
-                    part=part,
-                    transpose=name.transpose,
-                    swap=name.swap,
-                    layout="" if same else "original",
-                )
+            key = path if name.bare else path + name.parameter
+            table.setdefault((name.component, _bare(key)), {})[name.module] = _Held(
+                module=name.module,
+                part=part,
+                transpose=name.transpose,
+                swap=name.swap,
+                layout="" if same else "original",
             )
     for (component, path), module in architecture.fused_at.items():
         held = _Held(module=module, layout="original")

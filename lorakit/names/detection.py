@@ -27,9 +27,8 @@ def detect(
         shapes: raw name -> shape of `down`.
         metadata: of the file.
     """
-    denoiser = [at for at in spelled.values() if at.component not in TEXT_ENCODERS]
-    likes = candidates(at.path for at in denoiser)
-    best = most_known(spelled.values(), denoiser, _knows, likes)
+    likes = candidates(at.path for at in spelled.values() if _of_denoiser(at))
+    best = most_known(spelled.values(), _of_denoiser, _knows, likes)
     if len(best) > 1:
         prefixes = {at.prefix for at in spelled.values() if at.prefix.startswith("lora_te")}
         hints = " ".join(metadata.get(key, "") for key in _HINTS).lower()
@@ -64,25 +63,28 @@ def candidates(paths: Iterable[str]) -> tuple[Architecture, ...]:
 
 def most_known(
     items: Iterable[Item],
-    counted: Iterable[Item],
+    counted: Callable[[Item], bool],
     knows: Callable[[Architecture, Item], bool],
     among: Iterable[Architecture],
 ) -> list[Architecture]:
-    """Return the architectures that know the most, of those that know over half of `counted`.
+    """Return the architectures that know the most, of those that know over half of what counts.
 
     Args:
         items: names, in whatever form `knows` takes.
-        counted: those of the denoiser; if empty, all count.
+        counted: tells a name of the denoiser; if there is none, all count.
         knows: tells whether an architecture has the name.
         among: the architectures to ask.
     """
-    everything = list(items)
-    needed = list(counted) or everything
-    likes = list(among)
-    scores = {a.id: sum(knows(a, item) for item in everything) for a in likes}
-    fits = [a for a in likes if 2 * sum(knows(a, item) for item in needed) > len(needed)]
-    most = max((scores[a.id] for a in fits), default=0)
-    return [a for a in fits if scores[a.id] == most]
+    everything = [(item, counted(item)) for item in items]
+    if not any(counts for _, counts in everything):
+        everything = [(item, True) for item, _ in everything]
+    scores = {}
+    for architecture in among:
+        known = [counts for item, counts in everything if knows(architecture, item)]
+        if 2 * sum(known) > sum(counts for _, counts in everything):
+            scores[architecture] = len(known)
+    most = max(scores.values(), default=0)
+    return [architecture for architecture, score in scores.items() if score == most]
 
 
 def preferred(
@@ -113,6 +115,10 @@ def has_widths(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]
         if len(shape) > 1 and flat_name(path).endswith(f"_{word}")
     ]
     return bool(found) and all(found)
+
+
+def _of_denoiser(at: Spelling) -> bool:
+    return at.component not in TEXT_ENCODERS
 
 
 def _knows(architecture: Architecture, at: Spelling) -> bool:

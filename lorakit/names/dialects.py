@@ -35,6 +35,8 @@ _USUAL = {
 """Most keys: a table is faster than the patterns, of which there are many."""
 BUNDLED = "bundle_emb."
 """What the keys of textual inversions begin with that come along in a LoRA's file."""
+MODULATION = "diff_m"
+"""LightX2V's change of a block's `modulation`, which is a parameter and no layer."""
 _NAMED_BY_PEFT = ("dora", "oft", "ia3")
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
@@ -83,7 +85,10 @@ def _unusual(key: str) -> ParsedKey | None:
             return ParsedKey(raw=_plain(found["raw"], found["suffix"]), role=role, kind="lora")
     for kind, pattern in OTHER_PATTERNS:
         if found := pattern.fullmatch(key):
-            return ParsedKey(raw=found["raw"], role=_role(found["suffix"], kind), kind=kind)
+            role = _role(found["suffix"], kind)
+            if role == MODULATION:
+                return ParsedKey(raw=f"{found['raw']}.modulation", role="diff", kind=kind)
+            return ParsedKey(raw=found["raw"], role=role, kind=kind)
     return None
 
 

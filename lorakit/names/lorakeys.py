@@ -1,5 +1,6 @@
 """The keys of a LoRA file, grouped: which module, which role, which kind."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,6 +8,10 @@ from lorakit.names.architectures import Architecture
 from lorakit.names.checkpoints import BIAS
 from lorakit.names.dialects import BUNDLED, ParsedKey, parse_key, resolve
 
+_SAVED = re.compile(
+    r"(?P<raw>.*base_model\.model\..+?)(?P<base>\.base_layer)?\.(?P<what>weight|bias)"
+)
+"""PEFT's whole values beside its factors, and its copies of weights that it did not change."""
 _COMMON_WORDS = ("dora", "glora", "tlora", "set")
 """Kinds with suffixes that a checkpoint may have too, such as `.a1.weight`."""
 
@@ -43,7 +48,8 @@ def read_keys(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]
         shapes: key -> shape, as the header tells.
         metadata: the header's metadata, for hints that the keys leave open.
     """
-    parsed = _parsed(shapes)
+    claimed = _parsed(shapes)
+    parsed = {key: found for key, found in claimed.items() if found.kind != "copy"}
     spellings: dict[tuple[str, str], list[dict[str, str]]] = {}
     kinds: dict[tuple[str, str], set[str]] = {}
     for key, found in parsed.items():
@@ -64,7 +70,7 @@ def read_keys(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]
         dialect=resolution.dialect,
         modules={module: modules[module] for module in sorted(modules)},
         carried=carried,
-        unclaimed=tuple(sorted(shapes.keys() - parsed.keys() - set(carried))),
+        unclaimed=tuple(sorted(shapes.keys() - claimed.keys() - set(carried))),
     )
 
 
@@ -75,7 +81,23 @@ def _parsed(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, ParsedKey]:
     for found in [found for found in parsed.values() if found.role == "on_input"]:
         if f"{found.raw}.weight" in shapes:
             parsed[f"{found.raw}.weight"] = ParsedKey(raw=found.raw, role="weight", kind="ia3")
-    return parsed
+    if any("base_model.model." in key for key in parsed):
+        parsed |= {key: found for key in shapes.keys() - parsed if (found := _saved(key))}
+    return {key: parsed[key] for key in sorted(parsed)}
+
+
+def _saved(key: str) -> ParsedKey | None:
+    """Take apart the key of a whole value: of `modules_to_save`, or of a trained bias.
+
+    PEFT keeps the weight of a layer with factors as `base_layer.weight`, unchanged: a copy.
+    """
+    found = _SAVED.fullmatch(key)
+    if found is None or "lora_" in key:
+        return None
+    if found["what"] == "bias":
+        return ParsedKey(raw=found["raw"], role="set_weight", kind="bias")
+    kind = "copy" if found["base"] else "set"
+    return ParsedKey(raw=found["raw"], role="set_weight", kind=kind)
 
 
 def _group(spellings: list[dict[str, str]], role: str) -> dict[str, str]:

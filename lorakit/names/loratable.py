@@ -51,7 +51,7 @@ OTHERS: Mapping[str, tuple[str, ...]] = {
         r"\.rescale",
     ),
     "ia3": (r"\.on_input", r"\.ia3_l(?:\.[^.]+)?"),
-    "full": (r"\.diff", r"\.w_norm"),
+    "full": (r"\.diff", r"\.w_norm", r"\.diff_m"),
     "set": (r"\.set_weight", r"(?<=_norm)\.scale"),
     "reshape": (r"\.reshape_weight",),
     "sparse": (r"\.bias_(?:indices|values|size)",),
@@ -67,8 +67,8 @@ def _compiled(table: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, re.Patte
 
 
 SOME_WORD = re.compile(
-    r"lora|bundle_emb|alpha|hada_|lokr_|oft_|ia3_l|on_input|diff|_norm|scale|magnitude|set_weight"
-    r"|reshape_weight|_layer|\.[ab][12m]\.|\.bias_|\.(?:down|up)(?:\.|$)"
+    r"lora|bundle_emb|alpha|hada_|lokr_|oft_|ia3_l|on_input|\.diff(?:_[bm])?$|_norm|scale"
+    r"|magnitude|set_weight|reshape_weight|(?:[qp]|lambda)_layer|\.[ab][12m]\.|\.bias_|\.(?:down|up)(?:\.|$)"
 )
 """What every key of an adapter holds; most keys of a checkpoint hold none of it."""
 ROLE_PATTERNS = _compiled(ROLES)

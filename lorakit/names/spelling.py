@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 DENOISERS = ("unet", "transformer")
@@ -50,6 +51,7 @@ class Spelling:
     encoder: str = ""
 
 
+@lru_cache(maxsize=2**16)
 def spelling_of(raw: str) -> Spelling:
     """Split a module's name into component and path."""
     for pattern in (_COMFYUI_TEXT, _OMI_TEXT):

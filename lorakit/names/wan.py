@@ -57,7 +57,7 @@ _ROOTS = {
     "blocks": "B",
     "vace_blocks": "V",
     **dict.fromkeys((*_EMBEDDERS, *_TIME), "IN"),
-    **dict.fromkeys(("head", "proj_out"), "OUT"),
+    **dict.fromkeys(("head", "proj_out", "scale_shift_table"), "OUT"),
 }
 _PATH = re.compile(r"\w+\.(?P<root>[^.]+)(?:\.(?P<number>\d+)\.)?")
 
@@ -92,6 +92,17 @@ def _blocks(stack: str, depth: int) -> Iterator[ModuleName]:
         place = f"{stack}.{i}."
         yield from named(_BLOCK, here=place, there=place)
         yield from norms(_NORMS, here=place, there=place, parameter=".weight")
+        yield _modulation(here=place, there=place)
+
+
+def _modulation(*, here: str, there: str) -> ModuleName:
+    """Return the shifts and scales that a block, or the last layer, learns beside those of time."""
+    return ModuleName(
+        module=f"transformer.{here}scale_shift_table",
+        original=f"{there}modulation",
+        norm=True,
+        bare=True,
+    )
 
 
 def _vace(depth: int) -> Iterator[ModuleName]:
@@ -115,6 +126,7 @@ def _wan(depth: int, *, stride: int) -> tuple[ModuleName, ...]:
     return (
         *named(_ENDS),
         *norms(_END_NORMS, here="", there="", parameter=".weight"),
+        _modulation(here="", there="head."),
         *_blocks("blocks", depth),
         *_vace(depth // stride),
         *t5("text_encoder", XXL),

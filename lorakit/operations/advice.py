@@ -1,12 +1,11 @@
 """One plain sentence on what a comparison means for a merge."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
-import numpy as np
-
+from lorakit.names.blocks import format_ids
 from lorakit.operations.comparison import Compared, Comparison
+from lorakit.operations.mixtures import EVEN, MERGED, ROUNDED, TERM
 
 SAME = 0.98
 """Cosines above are of one LoRA, or of trainings of one thing."""
@@ -16,10 +15,8 @@ OPPOSED, NOTICED = 0.6, -0.02
 """A weighted conflict above, at a cosine below: they fight where they meet, and seldom meet."""
 ALIKE = 0.3
 """Cosines above are of LoRAs that do partly the same."""
-MERGED, MOSTLY = 0.05, 0.3
-"""Below this residual one is a weighted sum of the others; below the second it mostly is."""
-TERM = 0.005
-"""Below this a share is none."""
+GROUPS = 4
+"""So many groups of blocks with weights of their own are named."""
 SHARED = 3.0
 """Overlaps above so many times chance are no chance, if they are over `NOTED` too."""
 NOTED = 0.2
@@ -29,11 +26,12 @@ def advice(found: Comparison, *, others: int | None = None) -> str:
     """Return what to know before these are merged, with the number that decides.
 
     Looked at in this order: whether something is there at all; whether one is a weighted sum of
-    the others, the last first (a residual below 0.05, or below 0.3 for a merge that was cut or
-    trained on); whether two are nearly the same (a cosine above 0.98); whether two pull against
-    each other (below -0.1, or below -0.02 with over 60 % of what they share in opposite signs);
-    whether two are much alike (above 0.3); whether two share over 20 % of their directions, and
-    three times what chance gives. Else they have little to do with each other.
+    the others (a residual below 0.05, or below 0.3 for a merge that was cut or trained on), or is
+    what a cut by blocks or to a lower rank left of one; whether two are nearly the same (a cosine
+    above 0.98); whether two pull against each other (below -0.1, or below -0.02 with over 60 % of
+    what they share in opposite signs); whether two are much alike (above 0.3); whether two share
+    over 20 % of their directions, and three times what chance gives. Else they have little to do
+    with each other.
 
     Args:
         found: all but the advice.
@@ -41,9 +39,7 @@ def advice(found: Comparison, *, others: int | None = None) -> str:
     """
     if found.kind == "models":
         return _models(found, others)
-    return (
-        _absent(found) or _mixture(found.names, found.total) or _pair(found) or _independent(found)
-    )
+    return _absent(found) or _mixture(found) or _cut(found) or _pair(found) or _independent(found)
 
 
 def _models(found: Comparison, others: int | None) -> str:
@@ -76,53 +72,68 @@ def _absent(found: Comparison) -> str:
     return f"{none[0]} changes nothing at this strength (norm 0): leave it out, or raise it."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Mixture:
-    """One as a weighted sum of the others: shares by place, and what is left, relative."""
-
-    place: int
-    shares: tuple[tuple[int, float], ...]
-    residual: float
-
-
-def _mixture(names: Sequence[str], total: Compared) -> str:
-    count = len(names)
-    if count < 3:
+def _mixture(found: Comparison) -> str:
+    """Say which one is a weighted sum of the others."""
+    one = found.mixture
+    if one is None:
         return ""
-    tried = [_solved(total, place) for place in (count - 1, *range(count - 1))]
-    found = [one for one in tried if one is not None]
-    # Of A, B and their merge each is a sum of the others: the merge has no share below zero.
-    natural = [one for one in found if all(share > 0 for _, share in one.shares)]
-    if not found:
-        return ""
-    one = (natural or found)[0]
-    terms = "".join(
-        f" {'-' if share < 0 else '+'} {abs(share):.2f}·{names[at]}" for at, share in one.shares
-    )
-    terms = terms.removeprefix(" +").lstrip()
-    if one.residual > MERGED:
+    within = f"to within {_percent(max(one.residual, 1e-4))}"
+    if one.residual <= ROUNDED * one.rounding:
+        within += ", which its rounding explains"
+    elif one.residual > MERGED:
         return (
-            f"{names[one.place]} is mostly {terms}, {one.residual:.0%} of it is left: a merge of "
-            "these that was cut or trained on."
+            f"{one.name} is mostly {_sum(one.shares)}, {one.residual:.0%} of it is left: a merge "
+            "of these that was cut or trained on."
         )
-    told = f"{max(one.residual, 1e-4):.2%}"
-    return f"{names[one.place]} is {terms} to within {told}: a merge of these."
+    if one.even:
+        return f"{one.name} is {_sum(one.shares)} {within}: a merge of these."
+    groups: dict[str, list[str]] = {}
+    for block, part in one.blocks.items():
+        groups.setdefault(_sum(part.shares), []).append(block)
+    return f"{one.name} is a merge with weights by block, {within}: {_by_block(groups)}."
 
 
-def _solved(total: Compared, place: int) -> _Mixture | None:
-    """Return the least-squares sum of the others; None where it misses, or one of them does it."""
-    gram = np.array(total.gram)
-    rest = [at for at in range(len(gram)) if at != place]
-    own, products = gram[place, place], gram[rest, place]
-    inside = gram[np.ix_(rest, rest)]
-    shares = np.linalg.lstsq(inside, products, rcond=1e-10)[0]
-    left = own - 2 * shares @ products + shares @ inside @ shares
-    residual = float(np.sqrt(max(left, 0.0) / own))
-    alone = float(np.sqrt(max(1.0 - float(np.max(products**2 / np.diag(inside))) / own, 0.0)))
-    terms = tuple((at, float(s)) for at, s in zip(rest, shares, strict=True) if abs(s) > TERM)
-    if residual > MOSTLY or residual > alone / 2 or alone < TERM or len(terms) < 2:
-        return None
-    return _Mixture(place=place, shares=terms, residual=residual)
+def _sum(shares: Mapping[str, float]) -> str:
+    """Write shares of names as a sum, what is added first; those of nothing are left out."""
+    terms = "".join(
+        f" {'-' if share < 0 else '+'} {abs(share):.2f}·{name}"
+        for name, share in sorted(shares.items(), key=lambda term: term[1] < 0)
+        if abs(share) > TERM
+    )
+    return terms.removeprefix(" +").lstrip() or "nothing"
+
+
+def _by_block(groups: Mapping[str, Sequence[str]]) -> str:
+    """Write what there is in which blocks, the most frequent first."""
+    ranked = sorted(groups, key=lambda said: -len(groups[said]))
+    told = [f"{said} in {format_ids(groups[said])}" for said in ranked[:GROUPS]]
+    rest = sum(len(groups[said]) for said in ranked[GROUPS:])
+    return "; ".join([*told, f"and other weights in {rest} more blocks"] if rest else told)
+
+
+def _cut(found: Comparison) -> str:
+    """Say which LoRA is what was left of another."""
+    cut = found.cut
+    if cut is None:
+        return ""
+    groups: dict[str, list[str]] = {}
+    for block, strength in cut.strengths.items():
+        said = f"{strength:.2f}·{cut.source}" if strength else "nothing"
+        groups.setdefault(said, []).append(block)
+    if cut.residual is not None:
+        return (
+            f"{cut.name} is {cut.source} cut by blocks, to within "
+            f"{_percent(max(cut.residual, 1e-4))}: {_by_block(groups)}. "
+            f"{_percent(cut.kept)} of the change is left."
+        )
+    lost = groups.get("nothing", [])
+    strength = next(s for s in cut.strengths.values() if s)
+    rest = f", with nothing in {format_ids(lost)}" if lost else ""
+    at = "" if abs(strength - 1) <= EVEN else f" at {strength:.2f}"
+    return (
+        f"{cut.name} is {cut.source}{at} cut to a lower rank{rest}: {_percent(cut.kept)} of the "
+        "change is left."
+    )
 
 
 def _pair(found: Comparison) -> str:
@@ -136,7 +147,12 @@ def _pair(found: Comparison) -> str:
         return f"{both} changed the first model in nearly the same way (cosine {most:.3f})."
     if most > SAME:
         how = "take one of them, or --method karcher for their mean, or lower the strengths"
-        return f"{both} are nearly the same (cosine {most:.3f}): their strengths add up; {how}."
+        one, other = (names[at] for at in high)
+        size = total.norms[high[1]] / total.norms[high[0]]
+        than = "" if abs(size - 1) <= EVEN else f"; {other} is {size:.2f} times as strong as {one}"
+        return (
+            f"{both} are nearly the same (cosine {most:.3f}{than}): their strengths add up; {how}."
+        )
     if told := _fight(found, pairs):
         return told
     if most > ALIKE:

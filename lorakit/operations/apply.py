@@ -9,13 +9,15 @@ from torch import Tensor
 from lorakit.adapters import Ia3
 from lorakit.compute import Compute
 from lorakit.errors import AdapterError, UnmatchedError
-from lorakit.fusing import is_split, split
+from lorakit.fusing import in_one_form, is_split, split
 from lorakit.fusing import parts_of as members
 from lorakit.linalg.factored import Factors
 from lorakit.linalg.tiles import Change
 from lorakit.methods.method import LINEAR, Method
 from lorakit.models import Addend, Applied, Model, Slot, open_model
+from lorakit.names.architectures import component_of
 from lorakit.names.checkpoints import BIAS
+from lorakit.names.spelling import DENOISERS, TEXT_ENCODERS
 from lorakit.operations.mixing import Mix, Part, mix_of
 from lorakit.operations.owners import owners_of
 from lorakit.operations.remarks import remarks
@@ -33,6 +35,7 @@ from lorakit.operations.stack import (
 from lorakit.report import Report, Row, name_some
 from lorakit.tensorfile.source import TensorSource
 
+_COMPONENTS = (*DENOISERS, *TEXT_ENCODERS)
 FIRST_LAYERS = ("conv_in", "x_embedder", "pos_embed.proj", "patch_embedding", "img_in")
 """Layers that some models of an architecture have with more inputs: a mask, a picture, a depth."""
 
@@ -64,7 +67,10 @@ def apply(
     Source: the web UI's sum; supermerger adds one LoRA after another and rounds each time.
     """
     model = open_model(base)
-    owners = () if method.plain else owners_of(stack)
+    owners = () if method.plain else owners_of(stack, random=method.entry.random)
+    if not method.plain:
+        loras = in_one_form([lora for lora, _ in stack])
+        stack = [(lora, strength) for lora, (_, strength) in zip(loras, stack, strict=True)]
     stack = _with_biases(model, _as_stored(model, stack))
     addends: dict[str, tuple[Addend, ...]] = {}
     rows: list[Row] = []
@@ -221,17 +227,20 @@ def _check_matched(
         )
     if allowed:
         return
-    components = sorted({module.partition(".")[0] for module in unmatched})
-    absent = [c for c in components if not model.index.has_component(c)]
-    why = (
-        f"it has no {' and no '.join(absent)}"
-        if absent
-        else "closest there: "
-        + name_some(
-            (near for module in unmatched[:3] for near in model.index.suggestions(module)), limit=3
-        )
-    )
     raise UnmatchedError(
         f"{name}: {len(unmatched)} layers of the LoRA have no place in this model: "
-        f"{name_some(unmatched)} ({why}); use --allow-unmatched to leave them out."
+        f"{name_some(unmatched)} ({_why(model, unmatched)}); use --allow-unmatched to leave them "
+        "out."
     )
+
+
+def _why(model: Model, unmatched: Sequence[str]) -> str:
+    """Say why a model lacks layers, or what is closest to them there."""
+    if any(module.endswith("lm_head") for module in unmatched):
+        return "it ties lm_head to its embedding, which is stored once; untie them first"
+    found = sorted({component_of(m) for m in unmatched if m.startswith(_COMPONENTS)})
+    absent = [component for component in found if not model.index.has_component(component)]
+    if absent:
+        return f"it has no {' and no '.join(absent)}"
+    near = (close for m in unmatched[:3] for close in model.index.suggestions(m))
+    return f"closest there: {name_some(near, limit=3)}"

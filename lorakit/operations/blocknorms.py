@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lorakit.adapters import Adapter
+from lorakit.adapters import Adapter, is_vector
 from lorakit.compute import Compute, ordered_map
 from lorakit.errors import AdapterError, NumericsError, UnmatchedError
 from lorakit.linalg.factored import decomposed
@@ -45,6 +45,11 @@ class Layer:
         return float((self.sigma**2).sum())
 
     @property
+    def outgrown(self) -> bool:
+        """Whether ‖ΔW‖ is above ‖W‖; a weight of zeros has nothing to outgrow."""
+        return bool(self.weight) and self.energy > (self.weight or 0.0) ** 2
+
+    @property
     def effective_rank(self) -> float:
         """‖ΔW‖² / σ₁², 0 where it is dead."""
         return self.energy / float(self.sigma[0]) ** 2 if self.energy else 0.0
@@ -73,6 +78,7 @@ def measured(
     names = {module: (lora.block(module), kind_of(module)) for module in layers}
     whole = math.fsum(layer.energy for layer in layers.values())
     dead = tuple(module for module, layer in layers.items() if not layer.energy)
+    large = tuple(module for module, layer in layers.items() if layer.outgrown)
 
     def fill(group: Group, *, block: str | None = None, kind: str | None = None) -> Group:
         inside = [
@@ -94,7 +100,7 @@ def measured(
         dead=dead,
         unmeasured=tuple(module for module in lora.adapters if module not in layers),
         not_finite=odd,
-        faults=faults(lora, dead=dead, odd=odd),
+        faults=faults(lora, dead=dead, odd=odd, large=large),
         spectrum=spectrum_of(layers, lora.block, found.blocks) if spectrum else None,
         against=None if against is None else against.name,
         unmatched=() if model is None else _unmatched(lora, model),
@@ -148,7 +154,7 @@ def _layer(adapter: Adapter, module: str, model: Model | None) -> Layer:
     change = adapter.change(weight) if adapter.needs_base else adapter.change()
     return Layer(
         sigma=_values(change) if isinstance(change, Tensor) else decomposed(change).s,
-        vector=len(adapter.shape) == 1,
+        vector=is_vector(adapter.shape),
         weight=None if weight is None else size(weight),
     )
 

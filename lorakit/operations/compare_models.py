@@ -22,6 +22,9 @@ from lorakit.progress import Progress, silent
 from lorakit.report import name_some
 from lorakit.tensorfile.source import TensorSource
 
+_BITS = {"F16": 11, "BF16": 8, "F8_E4M3": 4, "F8_E5M2": 3}
+"""Binary digits of a float of these dtypes, the first one included."""
+
 
 def compare_models(
     sources: Sequence[TensorSource],
@@ -71,6 +74,7 @@ def compare_models(
     subject = Subject(
         kind="changes" if changes else "models",
         names=called[1:] if changes else called,
+        base=called[0] if changes else None,
         alone=alone[1:] if changes else alone,
         order=(models[0].index.architecture or generic(shared)).blocks,
         notes=(*base, *_odd(models, held, called), *_told(others)),
@@ -139,9 +143,25 @@ def _measured(models: Sequence[Model], module: str) -> Layer:
             apart=torch.stack([apart for _, apart, _ in sums]).sum(dim=0),
             overlap=none,
             chance=none,
+            best=none,
         ),
         conflict=summed_conflict([conflict for _, _, conflict in sums]),
+        noise=_noise(models, module, weights) if len(models) > 2 else (),
     )
+
+
+def _noise(models: Sequence[Model], module: str, weights: Sequence[Tensor]) -> tuple[float, ...]:
+    """Return the squared error that the rounding to its stored dtype left in each weight.
+
+    Source: a number between two powers of two is off by 2^-p / √12 of the lower one at p bits
+    after it; over weights of a bell curve that is 0.39 · 2^-p of their norm, p counting the first.
+    """
+    found = []
+    for model, weight in zip(models, weights, strict=True):
+        slot = model.slot(module)
+        bits = _BITS.get(model.source.specs[slot.key].dtype, 24) if slot is not None else 24
+        found.append((0.39 * 2.0**-bits * float(torch.linalg.vector_norm(weight.float()))) ** 2)
+    return tuple(found)
 
 
 def _block(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Conflict]:

@@ -23,6 +23,7 @@ class Compared:
         apart: [T, T], the squared distances.
         overlap: [T, T], the share of one's directions that lies in the other's, of LoRAs.
         chance: [T, T], what `overlap` is of unrelated LoRAs of these ranks.
+        best: [T, T], the most of one's Σσ² that the other's rank can hold.
         conflict: [T, T], the share of the elements whose signs disagree, perhaps of a sample.
         weighted_conflict: [T, T], the same with each element counted by the product of both.
         energy: what a rank rule keeps of the sum, where one was given.
@@ -35,6 +36,7 @@ class Compared:
     apart: Matrix
     overlap: Matrix = ()
     chance: Matrix = ()
+    best: Matrix = ()
     conflict: Matrix = ()
     weighted_conflict: Matrix = ()
     energy: float | None = None
@@ -79,10 +81,59 @@ class Compared:
         """Return plain JSON values; an infinite distance is None."""
         distances = [[d if math.isfinite(d) else None for d in row] for row in self.distances]
         body = asdict(self)
-        del body["gram"], body["apart"]
+        del body["gram"], body["apart"], body["best"]
         if not self.module:
             del body["module"]
         return body | {"norms": self.norms, "cosines": self.cosines, "distances": distances}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What a block of a mixture is made of: shares by name, and what is left, relative."""
+
+    shares: Mapping[str, float]
+    residual: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """One as a weighted sum of the others.
+
+    Args:
+        name: which one.
+        shares: name -> strength of a LoRA, or weight of a model; weights of models sum to 1.
+        residual: what the sum leaves, relative: to the norm of a LoRA, of models to their distance.
+        even: whether the shares are the same in all blocks; else those of `blocks` leave that much.
+        rounding: the residual that the rounding of what is stored makes, 0 where it is not known.
+        blocks: the same in each block.
+    """
+
+    name: str
+    shares: Mapping[str, float]
+    residual: float
+    even: bool
+    rounding: float
+    blocks: Mapping[str, Part]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """One LoRA as what is left of another.
+
+    Args:
+        name: which one.
+        source: of which it is made.
+        strengths: by block, 0 where nothing is left.
+        kept: the share of the source's Σ‖ΔW‖² that is left, at a strength of 1.
+        residual: what the source at these strengths does not explain, relative; None where the
+            rank was cut.
+    """
+
+    name: str
+    source: str
+    strengths: Mapping[str, float]
+    kept: float
+    residual: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +149,9 @@ class Comparison:
         only_in: name -> the layers that not all of them have.
         advice: one plain sentence.
         notes: what else is to be said.
+        base: what "changes" are from.
+        mixture: which one is a weighted sum of the others.
+        cut: which LoRA is what was left of another.
     """
 
     kind: str
@@ -108,6 +162,9 @@ class Comparison:
     only_in: Mapping[str, int] = field(default_factory=dict)
     advice: str = ""
     notes: tuple[str, ...] = ()
+    base: str | None = None
+    mixture: Mixture | None = None
+    cut: Cut | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the comparison as plain JSON values; `schema` tells the layout's version."""
@@ -122,4 +179,7 @@ class Comparison:
             "only_in": dict(self.only_in),
             "advice": self.advice,
             "notes": self.notes,
+            "base": self.base,
+            "mixture": self.mixture and asdict(self.mixture),
+            "cut": self.cut and asdict(self.cut),
         }

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from lorakit.adapters import Lora
+from lorakit.adapters import Lora, is_vector
 from lorakit.compute import Compute
 from lorakit.fusing import as_named
 from lorakit.linalg.ranks import RankRule
@@ -39,7 +39,7 @@ def convert(
         plain: make LoRAs of LoHa, LoKr, GLoRA, OFT, DoRA and full differences.
         rule: how much to keep of what is made plain; without one its numerical rank.
         against: the model that DoRA and its likes are taken on, for `plain`.
-        repair: mend the faults that `repaired` knows, each with a note.
+        repair: mend known faults of other tools, each with a note.
         compute: device, workers, bytes in flight.
         progress: called with (what, done, total).
 
@@ -80,7 +80,7 @@ def convert(
 def is_plain(lora: LoraFile, module: str) -> bool:
     """Tell whether a module is a LoRA already, or a bias or a norm, which never is one."""
     adapter = lora.adapters[module]
-    return isinstance(adapter, Lora) or len(adapter.shape) == 1
+    return isinstance(adapter, Lora) or is_vector(adapter.shape)
 
 
 def plain_pieces(lora: LoraFile, against: TensorSource | None) -> list[Piece]:

@@ -6,10 +6,10 @@ from functools import partial
 
 from torch import Tensor
 
+from lorakit.adapters import is_vector
 from lorakit.compute import Compute
 from lorakit.errors import AdapterError, UnmatchedError
 from lorakit.linalg.ranks import RankRule
-from lorakit.linalg.tiles import difference
 from lorakit.lorafile import LoraFile
 from lorakit.models import Model, open_model
 from lorakit.names.blocks import block_of
@@ -135,7 +135,7 @@ def _named(model: Model, kind: str, dialect: str) -> frozenset[str]:
                 found = (found - parts) | {whole}
     if kind != "full":
         return frozenset(found)
-    norms = {module for module in model.index.targets if model.shape(module)[1:] == ()}
+    norms = {module for module in model.index.targets if is_vector(model.shape(module))}
     biases = {module + BIAS for module in found | norms if model.parts(module + BIAS)}
     return frozenset(found | norms | biases)
 
@@ -180,10 +180,11 @@ def _check_shapes(original: Model, tuned: Model, module: str) -> None:
 
 def _piece(original: Model, tuned: Model, module: str, choice: Choice) -> Piece:
     def truth() -> Tensor:
-        base = original.stored(module)
-        delta = difference(tuned.stored(module), base)
-        floor = choice.min_change * float(base.float().norm()) if choice.min_change else 0.0
-        return delta.zero_() if floor and float(delta.norm()) < floor else delta
+        delta = tuned.difference(module, original)
+        if not choice.min_change:
+            return delta
+        floor = choice.min_change * float(original.weight(module).norm())
+        return delta.zero_() if float(delta.norm()) < floor else delta
 
     shape = tuned.shape(module)
     rows, columns = flat(shape)
@@ -194,5 +195,6 @@ def _piece(original: Model, tuned: Model, module: str, choice: Choice) -> Piece:
         truth=truth,
         base=partial(original.weight, module) if choice.kind == "dora" else None,
         rank_bound=min(rows, columns),
-        cost=(60 if choice.kind == "dora" else 20) * rows * columns,
+        place=tuned.place(module),
+        cost=(60 if choice.kind == "dora" else 16) * rows * columns,
     )

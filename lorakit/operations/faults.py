@@ -19,13 +19,16 @@ _WITH_ALPHA = ("kohya", "kohya-diffusers")
 """Dialects whose trainers always write alpha."""
 
 
-def faults(lora: LoraFile, *, dead: Sequence[str], odd: Sequence[str]) -> tuple[str, ...]:
+def faults(
+    lora: LoraFile, *, dead: Sequence[str], odd: Sequence[str], large: Sequence[str] = ()
+) -> tuple[str, ...]:
     """Say what is wrong with a LoRA's values, scales and hash, and what mends it.
 
     Args:
         lora: the LoRA, without the layers in `odd`.
         dead: layers that change nothing.
         odd: layers that hold NaN or infinity.
+        large: layers that change more than the model's weight, ‖ΔW‖ > ‖W‖.
 
     Source: `lorakit convert --repair`, which mends all but NaN.
     """
@@ -39,6 +42,11 @@ def faults(lora: LoraFile, *, dead: Sequence[str], odd: Sequence[str]) -> tuple[
         said.append(
             f"{_layers(dead, 'changes', 'change')} nothing ({name_some(dead)}); lorakit convert "
             "--repair leaves out what does not."
+        )
+    if large:
+        said.append(
+            f"{_layers(large, 'changes', 'change')} more than the whole weight, ‖ΔW‖ > ‖W‖ "
+            f"({name_some(large)}); the training diverged, or alpha is wrong."
         )
     said += _weak(weak_blocks(lora))
     unsaid = [m for m, a in lora.adapters.items() if isinstance(a, Lora) and not a.has_alpha]

@@ -13,7 +13,7 @@ from lorakit.names.kinds import kind_of, ordered
 from lorakit.names.lorakeys import LoraKeys, ModuleKeys, holds_lora, read_keys
 from lorakit.names.loratable import RANKED
 from lorakit.operations.inspection import Group, Inspection
-from lorakit.tensorfile.header import Header, Spec, read_header, read_scalar
+from lorakit.tensorfile.header import Header, Spec, read_header, read_scalars
 
 if TYPE_CHECKING:
     from lorakit.tensorfile.source import TensorSource
@@ -109,6 +109,7 @@ def _lora(
     }
     blocks = {module: block_of(module, keys.architecture) for module in sizes}
     kinds = {module: kind_of(module) for module in sizes}
+    ranked = [found for found in first.values() if any(role in found.keys for role in RANKED)]
     return Inspection(
         path=str(place),
         kind="lora",
@@ -121,7 +122,7 @@ def _lora(
         adapters=_counts(_kind(found, specs) for found in first.values()),
         components=_counts(_component(module) for module in first),
         ranks=_counts(_rank(found, specs) for found in first.values()),
-        alphas=_counts(_alpha(f, specs, header) for f in first.values() if _has_rank(f)),
+        alphas=_alphas(place, ranked, header),
         blocks=_blocks(sizes, blocks, keys.architecture),
         kinds=_kinds(sizes, kinds),
         cells=_cells(sizes, blocks, kinds),
@@ -160,18 +161,12 @@ def _rank(found: ModuleKeys, specs: Mapping[str, Spec]) -> str:
     return str(sides[0][0]) if sides[0] else "?"
 
 
-def _has_rank(found: ModuleKeys) -> bool:
-    return any(role in found.keys for role in RANKED)
-
-
-def _alpha(found: ModuleKeys, specs: Mapping[str, Spec], header: Header | None) -> str:
-    key = found.keys.get("alpha")
-    if key is None:
-        return "none (= rank)"
-    if header is None:
-        return "?"
-    value = read_scalar(header.extents[key], specs[key])
-    return "?" if value is None else f"{value:g}"
+def _alphas(place: Path, ranked: Iterable[ModuleKeys], header: Header | None) -> dict[str, int]:
+    keys = [found.keys.get("alpha") for found in ranked]
+    stored = [key for key in keys if key is not None]
+    values = {} if header is None else read_scalars(place, header, stored)
+    texts = {key: f"{value:g}" for key, value in values.items()}
+    return _counts("none (= rank)" if key is None else texts.get(key, "?") for key in keys)
 
 
 def _blocks(

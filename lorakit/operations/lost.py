@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from lorakit.compute import Compute, ordered_map
-from lorakit.linalg.tiles import distance
-from lorakit.models import Model
+from lorakit.linalg.tiles import squared_distance
+from lorakit.models import FLOATS, Model
 from lorakit.names.blocks import block_of
 from lorakit.operations.choice import Choice
 from lorakit.progress import Progress
 from lorakit.report import Report
+from lorakit.tensorfile.blocks import BLOCK, blocks
 from lorakit.tensorfile.source import TensorSource
 
 
@@ -38,7 +39,7 @@ def with_lost_changes(
         lambda key: _square(ours, theirs, key),
         keys,
         compute=compute,
-        cost=lambda key: 16 * theirs.specs[key].numel,
+        cost=lambda key: _cost(ours, theirs, key),
     )
     for done, (key, square) in enumerate(zip(keys, squares, strict=True), start=1):
         if square:
@@ -70,11 +71,17 @@ def _left_convs(tuned: Model, shares: Mapping[str, float], choice: Choice) -> tu
 
 
 def _square(ours: TensorSource, theirs: TensorSource, key: str) -> float:
-    first, second = ours.get(key), theirs.get(key)
-    if not second.is_floating_point() or not second.numel():
+    spec = theirs.specs[key]
+    if spec.dtype not in FLOATS:
         return 0.0
-    rows = len(second) if second.ndim else 1
-    return distance(second.reshape(rows, -1), first.reshape(rows, -1)) ** 2
+    old, new = (blocks(source, key, 0, spec.numel) for source in (ours, theirs))
+    return squared_distance(zip(new, old, strict=True))
+
+
+def _cost(ours: TensorSource, theirs: TensorSource, key: str) -> int:
+    count = theirs.specs[key].numel
+    stored = all(source.extent(key) is not None for source in (ours, theirs))
+    return 16 * (min(count, BLOCK) if stored else count)
 
 
 def _notes(original: Model, tuned: Model, report: Report) -> tuple[str, ...]:

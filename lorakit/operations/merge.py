@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lorakit.compute import Compute
 from lorakit.errors import AdapterError, LorakitError, UnmatchedError
-from lorakit.fusing import as_named
+from lorakit.fusing import as_named, in_one_form
 from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile, joint_dtype
 from lorakit.methods.method import LINEAR, Method
@@ -104,12 +104,13 @@ def merge_pieces(
 def modules_of(
     stack: Stack, *, method: Method, dialect: str | None = None
 ) -> tuple[Stack, dict[str, list[Part]]]:
-    """Return the stack in the modules of one dialect, and the parts of each of them.
+    """Return the stack with layers fused, or not, in all LoRAs alike, and the parts of each layer.
 
     Args:
         stack: (LoRA, strength) pairs.
         method: what its masks are drawn for, if it draws any.
-        dialect: whose modules, fused or not; the first LoRA's if left out.
+        dialect: whose modules, fused or not; the first LoRA's if left out. It does not count for a
+            method to which it makes a difference.
 
     Raises:
         LorakitError: the stack is empty.
@@ -118,8 +119,14 @@ def modules_of(
     if not stack:
         raise LorakitError("merge needs at least one LoRA, found none; name one or more files.")
     architecture_of(stack)
-    owners = () if method.plain else owners_of(stack)
-    named = [(as_named(lora, dialect or stack[0][0].dialect), at) for lora, at in stack]
+    owners = () if method.plain else owners_of(stack, random=method.entry.random)
+    loras = [lora for lora, _ in stack]
+    if method.plain:
+        loras = [as_named(lora, dialect or loras[0].dialect) for lora in loras]
+    else:
+        # q, k and v as one layer are merged otherwise than apart: the first does not decide.
+        loras = in_one_form(loras)
+    named = [(lora, strength) for lora, (_, strength) in zip(loras, stack, strict=True)]
     return named, parts_of(named, owners)
 
 

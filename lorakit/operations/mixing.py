@@ -14,6 +14,7 @@ from lorakit.methods.cuts import model_cuts
 from lorakit.methods.delta import Delta
 from lorakit.methods.linear import linear
 from lorakit.methods.method import LINEAR, Method
+from lorakit.methods.strengths import divisor
 from lorakit.methods.table import combine, narrowed
 
 
@@ -56,6 +57,12 @@ class Mix:
             return linear(deltas)
         rank = None if self.rule is None else self.rule.cap(conv)
         return combine(deltas, self.method, module=module, rank=rank, cuts=self.cuts)
+
+    def factor(self, parts: Sequence[Part]) -> float:
+        """Return what strength · ΔW, and its rounding, is multiplied by whatever the method."""
+        if not self.method.normalize:
+            return abs(self.method.lambda_)
+        return abs(self.method.lambda_ / divisor(self.method, [p.strength for p in parts]))
 
     @property
     def dense(self) -> bool:
@@ -102,7 +109,7 @@ def _cuts(method: Method, modules: Mapping[str, Sequence[Part]]) -> Mapping[str,
 
 
 def _narrow(parts: Sequence[Part]) -> list[Delta]:
-    return [narrowed(delta) for delta in deltas_of(parts)]
+    return list(narrowed(deltas_of(parts)))
 
 
 def deltas_of(parts: Sequence[Part], base: Tensor | None = None) -> list[Delta]:

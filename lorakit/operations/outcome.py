@@ -9,7 +9,8 @@ from lorakit.errors import SpecError, UnmatchedError
 from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile
 from lorakit.operations.choice import Choice
-from lorakit.operations.pieces import Piece, truncate
+from lorakit.operations.pieces import Piece
+from lorakit.operations.truncation import truncate
 from lorakit.progress import Progress
 from lorakit.report import Report, Row
 

@@ -46,7 +46,8 @@ def resize(
         lora: the LoRA.
         rule: how much to keep.
         against: the model that directions are measured by, and DoRA and its likes are taken on.
-        score: what of the model, or of the LoRA, directions are measured by; see `chosen_score`. A
+        score: what directions are measured by: "fro-ckpt", "spn-ckpt" or "subspace" of the model,
+            "fro-lora" or "spn-lora" of the LoRA, or several, "fro-ckpt=0.8,spn-lora=0.2". A
             yardstick where several LoRAs share one reading of the model; see `yardsticks`.
         rescale: multiplies ΔW, before it is measured and in the result.
         allow_unmatched: cut layers that the model lacks without a score.
@@ -111,7 +112,7 @@ def yardsticks(
 
     Args:
         loras: the LoRAs; where the score is of norms alone, headers are enough.
-        score: what directions are measured by; see `chosen_score`.
+        score: what directions are measured by, as for `resize`.
         against: the model.
         rescale: as for `resize`.
         allow_unmatched: go on where the model lacks a layer.

@@ -13,7 +13,8 @@ from lorakit.compute import Compute, ordered_map
 from lorakit.errors import NumericsError, SpecError
 from lorakit.linalg.norms import frobenius, spectral
 from lorakit.models import Model
-from lorakit.operations.pieces import Piece, all_directions
+from lorakit.operations.pieces import Piece
+from lorakit.operations.spectra import all_directions
 from lorakit.operations.stack import flat
 from lorakit.progress import Progress, silent
 from lorakit.tensorfile.header import Extent, Spec

@@ -127,11 +127,12 @@ def sum_piece(
     read = base if needs_base(parts) else None
 
     def largest(enough: float) -> float:
-        bounds = [abs(p.strength) * _bound(p.adapter) for p in parts]
-        if max(bounds) < enough:
-            return max(bounds)
+        factor = mix.factor(parts)
+        bound = factor * max(abs(p.strength) * _bound(p.adapter) for p in parts)
+        if bound < enough:
+            return bound
         weight = read() if read else None
-        return max(abs(p.strength) * size(p.adapter.change(weight)) for p in parts)
+        return factor * max(abs(p.strength) * size(p.adapter.change(weight)) for p in parts)
 
     ranks = [part.adapter.rank for part in parts]
     shape = shape or with_kernel(module, shape_of(parts) or (0, 0))

@@ -56,6 +56,14 @@ def strength_at(strength: float | Strength, lora: LoraFile, module: str) -> floa
     )
 
 
+def size_of(strength: float | Strength) -> tuple[float, ...]:
+    """Return what orders strengths by their sizes, alike for all multiples of them."""
+    if not isinstance(strength, Strength):
+        return abs(strength), abs(strength)
+    blocks = strength.blocks or {}
+    return abs(strength.unet), abs(strength.te), *(blocks[block] for block in sorted(blocks))
+
+
 def block_weight(
     lora: LoraFile,
     module: str,

@@ -12,6 +12,7 @@ from lorakit.linalg.overlap import Angles
 from lorakit.methods.conflict import Conflict, summed_conflict
 from lorakit.operations.advice import advice
 from lorakit.operations.comparison import TOTAL, Compared, Comparison, Matrix
+from lorakit.operations.mixtures import cut_of, mixture_of
 
 SAMPLED = (
     "Conflicts of sign in layers over 256 x 256 were counted on 65,536 elements of each, spread "
@@ -30,6 +31,7 @@ class Layer:
         conflict: of the signs.
         kept: the energy that a rank rule keeps of the sum.
         whole: all of it.
+        noise: of models, the squared rounding error that each is expected to hold.
     """
 
     module: str
@@ -38,6 +40,7 @@ class Layer:
     conflict: Conflict
     kept: float = 0.0
     whole: float = 0.0
+    noise: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,7 @@ class Subject:
         order: of the blocks.
         notes: what is to be said.
         others: how many tensors beside the layers differ, where they were compared.
+        base: what changes are from.
     """
 
     kind: str
@@ -59,6 +63,7 @@ class Subject:
     order: tuple[str, ...]
     notes: tuple[str, ...] = ()
     others: int | None = None
+    base: str | None = None
 
 
 def summed(subject: Subject, layers: Sequence[Layer]) -> Comparison:
@@ -68,7 +73,9 @@ def summed(subject: Subject, layers: Sequence[Layer]) -> Comparison:
         blocks.setdefault(layer.block, []).append(layer)
     order = [block for block in subject.order if block in blocks]
     order += sorted(blocks.keys() - set(order))
-    names = short_names(subject.names)
+    base = () if subject.base is None else (subject.base,)
+    every = short_names((*base, *subject.names))
+    names = every[len(base) :]
     found = Comparison(
         kind=subject.kind,
         names=names,
@@ -79,7 +86,11 @@ def summed(subject: Subject, layers: Sequence[Layer]) -> Comparison:
         ),
         only_in=_counted(names, subject.alone),
         notes=_noted(subject.notes, layers),
+        base=every[0] if base else None,
     )
+    noise = [math.fsum(parts) for parts in zip(*(layer.noise for layer in layers), strict=True)]
+    mixture = mixture_of(found, noise=noise)
+    found = replace(found, mixture=mixture, cut=None if mixture else cut_of(found))
     return replace(found, advice=advice(found, others=subject.others))
 
 
@@ -111,6 +122,7 @@ def _together(block: str, layers: Sequence[Layer]) -> Compared:
         apart=_tuples(torch.stack([layer.angles.apart for layer in layers]).sum(dim=0)),
         overlap=_mean(layers, [layer.angles.overlap for layer in layers]),
         chance=_mean(layers, [layer.angles.chance for layer in layers]),
+        best=_tuples(torch.stack([layer.angles.best for layer in layers]).sum(dim=0)),
         conflict=_tuples(conflict.share),
         weighted_conflict=_tuples(conflict.weighted),
         energy=math.fsum(layer.kept for layer in layers) / whole if whole else None,

@@ -25,7 +25,7 @@ class Yardstick:
     """What one LoRA's directions are measured by.
 
     Args:
-        score: as the user said it; see `parse_score`.
+        score: as the user said it.
         against: the model's name, None where the score needs none.
         references: module -> log10 of what of the reference hangs on the model: one number, or
             one a direction, [k].

@@ -73,7 +73,8 @@ def chart(drawn: Chart, *, wide: float = 420.0, high: float = 220.0) -> Picture:
     if drawn.note:
         body.append(label(drawn.note, 0, high + _NOTE / 2, kind="muted"))
         high += _NOTE
-    return Picture(width=wide, height=high, body="".join(body), label=drawn.title)
+    told = ". ".join(part for part in (drawn.title, drawn.note) if part)
+    return Picture(width=wide, height=high, body="".join(body), label=told)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -67,22 +67,33 @@ def moved(picture: Picture, x: float, y: float) -> str:
 
 def below(pictures: Iterable[Picture], *, gap: float = GAP) -> Picture:
     """Put pictures below each other."""
-    parts, y, widest = [], 0.0, 0.0
-    for picture in pictures:
-        parts.append(moved(picture, 0, y))
-        y += picture.height + gap
-        widest = max(widest, picture.width)
-    return Picture(width=widest, height=max(0.0, y - gap), body="".join(parts))
+    return grid([[picture] for picture in pictures], gap=gap)
 
 
 def beside(pictures: Sequence[Picture], *, gap: float = 2 * GAP) -> Picture:
     """Put pictures beside each other."""
-    parts, x = [], 0.0
-    for picture in pictures:
-        parts.append(moved(picture, x, 0))
-        x += picture.width + gap
-    highest = max((picture.height for picture in pictures), default=0.0)
-    return Picture(width=max(0.0, x - gap), height=highest, body="".join(parts))
+    return grid([pictures], aside=gap)
+
+
+def grid(rows: Sequence[Sequence[Picture]], *, gap: float = GAP, aside: float = 2 * GAP) -> Picture:
+    """Put pictures in rows and columns, each column as wide as its widest picture.
+
+    Args:
+        rows: of as many pictures each.
+        gap: between the rows.
+        aside: between the columns.
+    """
+    parts: list[str] = []
+    widths = [max(picture.width for picture in column) for column in zip(*rows, strict=True)]
+    y = 0.0
+    for row in rows:
+        x = 0.0
+        for picture, wide in zip(row, widths, strict=True):
+            parts += [moved(picture, x, y)] if picture.body else []
+            x += wide + aside
+        y += max((picture.height for picture in row), default=0.0) + gap
+    whole = sum(widths) + aside * max(0, len(widths) - 1)
+    return Picture(width=whole, height=max(0.0, y - gap), body="".join(parts))
 
 
 def inline(picture: Picture) -> str:

@@ -4,8 +4,10 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from lorakit.errors import OutputError
+from lorakit.tensorfile.extents import opened
 from lorakit.tensorfile.header import Extent
-from lorakit.tensorfile.reading import open_regular, read_exactly, reading
+from lorakit.tensorfile.reading import file_size, read_exactly, reading
 
 _KERNEL_CHUNK = 2**26
 _BUFFER = 2**22
@@ -25,11 +27,13 @@ def copy_extent(extent: Extent, target: BinaryIO) -> Iterator[int]:
         FileFormatError: the extent cannot be read whole.
         OSError: the target cannot be written.
     """
-    left = extent.length
-    with open_regular(extent.path) as source:
+    left, end = extent.length, target.tell() + extent.length
+    with opened(extent) as source:
         for done in _in_kernel(extent, source, target):
             left -= done
             yield done
+        # A copy that failed may have moved on by bytes of which it told nothing.
+        target.seek(end - left)
         with reading(extent.path):
             source.seek(extent.offset + extent.length - left)
         buffer = memoryview(bytearray(min(left, _BUFFER)))
@@ -40,6 +44,20 @@ def copy_extent(extent: Extent, target: BinaryIO) -> Iterator[int]:
             write_all(target, chunk)
             left -= len(chunk)
             yield len(chunk)
+
+
+def check_size(file: BinaryIO, expected: int) -> None:
+    """Check that a file that was written has as many bytes as were written.
+
+    Raises:
+        OutputError: it has not.
+    """
+    found = file_size(file)
+    if found != expected:
+        raise OutputError(
+            f"{file.name}: expected {expected} bytes after writing, found {found}; the disk is "
+            "failing or someone else writes there, choose another folder."
+        )
 
 
 def _in_kernel(extent: Extent, source: BinaryIO, target: BinaryIO) -> Iterator[int]:

@@ -28,6 +28,15 @@ def differences(first: Path, second: Path) -> tuple[str, ...]:
     return tuple(name for file in files for name in _in_file(first, second, file))
 
 
+def same_files(first: Path, second: Path) -> bool:
+    """Tell whether two files have the same bytes.
+
+    Raises:
+        FileFormatError: one of them cannot be read.
+    """
+    return _same(_whole(first), _whole(second))
+
+
 def count(names: Sequence[str]) -> str:
     """Say how much differs, and name the first."""
     one = len(names) == 1
@@ -41,7 +50,7 @@ def _in_file(first: Path, second: Path, file: Path) -> Iterator[str]:
         yield name
     elif file.suffix == ".safetensors":
         yield from (f"{name}: {what}" for what in _in_tensors(other, file))
-    elif not _same(_whole(other), _whole(file)):
+    elif not same_files(other, file):
         yield name
 
 

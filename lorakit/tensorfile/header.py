@@ -8,7 +8,7 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn, TypeGuard
@@ -86,11 +86,12 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where a tensor's bytes lie in a file."""
+    """Where a tensor's bytes lie in a file, and how large that was when its header was read."""
 
     path: Path
     offset: int
     length: int
+    size: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,21 +185,27 @@ def layout(specs: Mapping[str, Spec]) -> list[str]:
     return list(specs)
 
 
-def read_scalar(extent: Extent, spec: Spec) -> float | None:
-    """Read a tensor of one element, None where it has more or a dtype of another kind.
+def read_scalars(path: str | Path, header: Header, keys: Iterable[str]) -> dict[str, float]:
+    """Read tensors of one element; what has more, or a dtype of another kind, is left out.
 
     Raises:
         FileFormatError: the file cannot be read.
     """
-    if spec.numel != 1 or spec.dtype not in _SCALARS:
-        return None
-    raw = bytearray(extent.length)
-    with open_regular(extent.path) as file, reading(extent.path):
-        file.seek(extent.offset)
-        read_exactly(file, extent.path, memoryview(raw))
-    if spec.dtype == "BF16":
+    path, specs, found = Path(path), header.specs, {}
+    with open_regular(path) as file, reading(path):
+        for key in keys:
+            if specs[key].numel == 1 and specs[key].dtype in _SCALARS:
+                raw = bytearray(header.extents[key].length)
+                file.seek(header.extents[key].offset)
+                read_exactly(file, path, memoryview(raw))
+                found[key] = _number(specs[key].dtype, raw)
+    return found
+
+
+def _number(dtype: str, raw: bytearray) -> float:
+    if dtype == "BF16":
         raw[:0] = b"\0\0"
-    return float(struct.unpack("<" + _SCALARS[spec.dtype], raw)[0])
+    return float(struct.unpack("<" + _SCALARS[dtype], raw)[0])
 
 
 def _refuse(path: Path, expected: str, found: str, advice: str) -> NoReturn:
@@ -235,7 +242,8 @@ def _parse(path: Path, raw: bytes, start: bytes, size: int) -> Header:
         specs={name: spec for name, spec, _, _ in entries},
         metadata=metadata,
         extents={
-            name: Extent(path, data_start + begin, end - begin) for name, _, begin, end in entries
+            name: Extent(path, data_start + begin, end - begin, size)
+            for name, _, begin, end in entries
         },
         data_start=data_start,
         size=size,

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lorakit.errors import FileFormatError
 from lorakit.tensorfile.dtypes import bytes_of, empty, spec_of
+from lorakit.tensorfile.extents import opened
 from lorakit.tensorfile.header import Extent, Header, Spec, read_header
-from lorakit.tensorfile.reading import file_size, open_regular, read_exactly, reading
+from lorakit.tensorfile.reading import read_exactly, reading
 
 
 class TensorSource(Protocol):
@@ -90,13 +91,7 @@ class FileSource:
             tensor = empty(self.specs[key])
         except FileFormatError as error:
             raise FileFormatError(f"{self.path}: {key}: {error}") from None
-        with open_regular(extent.path) as file, reading(extent.path):
-            if file_size(file) != self.header.size:
-                raise FileFormatError(
-                    f"{self.path}: expected {self.header.size} bytes, found {file_size(file)}; "
-                    "another program changed it meanwhile, start again."
-                )
-            file.seek(extent.offset)
+        with opened(extent) as file, reading(extent.path):
             read_exactly(file, extent.path, bytes_of(tensor))
         return tensor
 

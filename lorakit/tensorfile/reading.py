@@ -43,7 +43,13 @@ def open_regular(path: Path) -> BinaryIO:
         FileFormatError: there is no such file, or it is not a regular one.
     """
     with reading(path):
-        mode = path.stat().st_mode
+        try:
+            mode = path.stat().st_mode
+        except ValueError:
+            raise FileFormatError(
+                f"{str(path)!r}: expected the name of a file, found one that no file can have; "
+                "check where the name comes from."
+            ) from None
         if stat.S_ISDIR(mode):
             raise FileFormatError(f"{path}: expected a file, found a folder; name a file in it.")
         if not stat.S_ISREG(mode):

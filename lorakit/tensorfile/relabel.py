@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorakit.errors import OutputError
 from lorakit.progress import Progress, silent
-from lorakit.tensorfile.copying import copy_extent, write_all
+from lorakit.tensorfile.copying import check_size, copy_extent, write_all
 from lorakit.tensorfile.header import Extent, Header, format_header, read_header
 from lorakit.tensorfile.reading import open_regular, read_exactly, reading
 from lorakit.tensorfile.replacing import check_space, replaced_file
@@ -55,7 +56,12 @@ def open_stored(path: Path) -> Stored:
 
 
 def rewritten(
-    file: Stored, metadata: Mapping[str, str], *, place: Path, progress: Progress = silent
+    file: Stored,
+    metadata: Mapping[str, str],
+    *,
+    place: Path,
+    verify: bool = False,
+    progress: Progress = silent,
 ) -> tuple[int, Mapping[str, str]]:
     """Write a file with other metadata; the tensors' bytes are copied by the kernel.
 
@@ -66,13 +72,14 @@ def rewritten(
         file: the file.
         metadata: all of the new metadata.
         place: where to write; the file itself is replaced at once, when all is written.
+        verify: read it back before that.
         progress: told the bytes written.
 
     Returns:
         The bytes of the new file, and its metadata.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it cannot be written, or is not what was written.
         FileFormatError: the file cannot be read whole.
     """
     told = _with_legacy_hash(file, metadata)
@@ -85,6 +92,9 @@ def rewritten(
         for amount in copy_extent(file.data, output):
             done += amount
             progress("bytes written", done, total)
+        check_size(output, total)
+        if verify:
+            _check_same(file, told, Path(output.name), place)
     return total, told
 
 
@@ -149,6 +159,17 @@ def _with_legacy_hash(file: Stored, metadata: Mapping[str, str]) -> dict[str, st
         del told[LEGACY_HASH]
         return told
     return told | {LEGACY_HASH: _digest(_window(head, file.data, WINDOW[0]))[:8]}
+
+
+def _check_same(file: Stored, told: Mapping[str, str], written: Path, place: Path) -> None:
+    """Check that a written file has the tensors of another, and the metadata that it was told."""
+    found = open_stored(written)
+    same = found.header.specs == file.header.specs and found.header.metadata == told
+    if not (same and tensors_hash(found) == tensors_hash(file)):
+        raise OutputError(
+            f"{place}: expected the bytes that were written, found others; someone else changed "
+            "the file or the disk is failing, write it again."
+        )
 
 
 def _window(head: bytes, data: Extent, start: int) -> Iterator[bytes | memoryview]:

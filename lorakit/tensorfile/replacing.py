@@ -2,15 +2,16 @@
 
 import errno
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from lorakit.errors import OutputError
+from lorakit.tensorfile.leftovers import held, remove_leftovers, sibling
+from lorakit.tensorfile.swapping import swap
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _HINTS = {
@@ -54,7 +55,7 @@ def check_file(path: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Path:
             f"{path}: expected a name ending in .safetensors, found {path.suffix}; "
             "lorakit writes safetensors only."
         )
-    place = Path(os.path.realpath(path))
+    place = _real(path)
     _check_inputs(path, place, inputs)
     if place.is_dir():
         raise OutputError(f"{path}: expected a file, found a folder; name a file in it.")
@@ -77,13 +78,19 @@ def check_folder(
         names: the files to be written, relative to it.
 
     Raises:
-        OutputError: it exists, is an input or inside one, is a file, or holds other files.
+        OutputError: it exists, is an input, lies in one or holds one, is a file, or holds other
+            files.
     """
-    place = Path(os.path.realpath(path))
+    place = _real(path)
     _check_inputs(path, place, inputs)
     for given in inputs:
-        if given.is_dir() and Path(os.path.realpath(given)) in place.parents:
+        real = Path(os.path.realpath(given))
+        if given.is_dir() and real in place.parents:
             raise OutputError(f"{path} lies inside the input {given}; choose another folder.")
+        if place in real.parents:
+            raise OutputError(
+                f"{path} holds the input {given}; inputs are never replaced, choose another folder."
+            )
     if place.exists() and not place.is_dir():
         raise OutputError(f"{path}: expected a folder, found a file; choose another name.")
     there = [_relative(file, place) for file in _files(place)] if place.is_dir() else []
@@ -102,11 +109,12 @@ def check_folder(
 
 
 def check_space(path: Path, place: Path, needed: int) -> None:
-    """Check that the disk of an output has room for it.
+    """Check that the disk of an output has room for it, what killed runs left beside it removed.
 
     Raises:
         OutputError: it has not.
     """
+    remove_leftovers(place)
     folder = place
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
@@ -126,16 +134,18 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OutputError: instead of any OSError, also of the block; then nothing is left behind.
     """
-    temporary = _sibling(path)
+    temporary = sibling(path)
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Python asks for 0o666, of which the umask takes its part.
-            with open(temporary, "xb", buffering=0) as file:
-                yield file
-                _copy_mode(path, temporary)
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            with ExitStack() as stack:
+                with open(temporary, "xb", buffering=0) as file:
+                    stack.enter_context(held(temporary))
+                    yield file
+                    _copy_mode(path, temporary)
+                    os.fsync(file.fileno())
+                temporary.replace(path)
             _sync_folder(path.parent)
     finally:
         # What already went wrong is what has to be told.
@@ -150,23 +160,52 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: instead of any OSError, also of the block; then nothing is left behind.
     """
-    temporary, old = _sibling(path), _sibling(path)
+    temporary = sibling(path)
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
-            yield temporary
-            for file in _files(temporary):
-                _sync_file(file)
-            if path.exists():
-                path.rename(old)
-            temporary.rename(path)
-            _sync_folder(path.parent)
+            with held(temporary):
+                yield temporary
+                for file in _files(temporary):
+                    _sync_file(file)
+                _take_place(temporary, path)
+                _sync_folder(path.parent)
     finally:
-        if old.exists() and not path.exists():
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    """Rename a folder to `path`; what was there before has the temporary name then, or is gone."""
+    if not path.exists():
+        temporary.rename(path)
+        return
+    if swap(temporary, path):
+        return
+    # For a moment neither is there. A run that is killed just then leaves the old folder under a
+    # name that no later run removes.
+    old = sibling(path).with_suffix(".old")
+    path.rename(old)
+    try:
+        temporary.rename(path)
+    finally:
+        if not path.exists():
             old.rename(path)
-        for folder in (temporary, old):
-            shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _real(path: Path) -> Path:
+    """Follow symbolic links, also to where nothing is yet."""
+    try:
+        place = Path(os.path.realpath(path))
+    except ValueError:
+        raise OutputError(f"{str(path)!r} is no name for a file; choose another name.") from None
+    if place.is_symlink():
+        raise OutputError(
+            f"{path}: expected a file or a new name, found a symbolic link that leads in a circle; "
+            "remove it or choose another name."
+        )
+    return place
 
 
 def _check_inputs(path: Path, place: Path, inputs: Sequence[Path]) -> None:
@@ -177,11 +216,6 @@ def _check_inputs(path: Path, place: Path, inputs: Sequence[Path]) -> None:
             raise OutputError(
                 f"{path} is {where} {given}; inputs are never replaced, choose another name."
             )
-
-
-def _sibling(path: Path) -> Path:
-    # Cut short, because a name of the greatest length must still work.
-    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
 
 
 def _copy_mode(old: Path, new: Path) -> None:

@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 from typing import BinaryIO, Protocol
 
 from lorakit.tensorfile.copying import copy_extent, write_all
+from lorakit.tensorfile.extents import opened
 from lorakit.tensorfile.header import Extent
-from lorakit.tensorfile.reading import open_regular, read_exactly, reading
+from lorakit.tensorfile.reading import read_exactly, reading
 
 LEAST = 2**26
 """Bytes below which a file is not worth it."""
@@ -112,9 +113,7 @@ class Direct:
 
     def copy(self, extent: Extent) -> Iterator[int]:
         """Append an extent of another file, and yield the bytes done after each chunk."""
-        with open_regular(extent.path) as source:
-            with reading(extent.path):
-                source.seek(extent.offset)
+        with opened(extent) as source:
             left = extent.length
             while left:
                 room = self._room(left)

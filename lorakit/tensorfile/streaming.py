@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain
 from typing import BinaryIO
 
@@ -11,6 +12,7 @@ from lorakit.compute import Compute, ordered_map
 from lorakit.errors import FileFormatError
 from lorakit.progress import Progress
 from lorakit.tensorfile.casting import stored
+from lorakit.tensorfile.copying import check_size
 from lorakit.tensorfile.dtypes import bytes_of
 from lorakit.tensorfile.header import Extent, Spec, format_header, layout
 from lorakit.tensorfile.plain import TensorSource
@@ -46,6 +48,9 @@ def stream(
 
     Returns:
         The bytes written.
+
+    Raises:
+        OutputError: the file has not the size that it should have.
     """
     specs = laid_out(source)
     header = format_header(specs, source.metadata)
@@ -61,7 +66,8 @@ def stream(
         for amount in _write(sink, steps, ahead):
             done += amount
             progress(WHAT, before + done, before + total)
-    return done
+    check_size(file, total)
+    return total
 
 
 def plan(source: TensorSource, specs: Mapping[str, Spec]) -> list[Step]:
@@ -83,7 +89,7 @@ def plan(source: TensorSource, specs: Mapping[str, Spec]) -> list[Step]:
             )
         last = steps[-1] if steps else None
         if isinstance(last, Extent) and _is_next(last, extent):
-            steps[-1] = Extent(last.path, last.offset, last.length + extent.length)
+            steps[-1] = replace(last, length=last.length + extent.length)
         elif extent.length:
             steps.append(extent)
     return steps

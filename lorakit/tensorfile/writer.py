@@ -1,20 +1,22 @@
 """From a source to disk: streaming, atomic, in the layout of safetensors' own writer."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
 from lorakit.compute import Compute
-from lorakit.errors import OutputError
+from lorakit.errors import LorakitError, OutputError
 from lorakit.progress import Progress, silent
 from lorakit.tensorfile.casting import cast
 from lorakit.tensorfile.copying import copy_extent
 from lorakit.tensorfile.header import Extent, Spec
 from lorakit.tensorfile.multifile import MultiFileSource
 from lorakit.tensorfile.plain import TensorSource, root_of
+from lorakit.tensorfile.readback import check_beside, check_header
 from lorakit.tensorfile.reading import reading
 from lorakit.tensorfile.replacing import (
     check_file,
@@ -45,6 +47,11 @@ _OTHER_WEIGHTS = (
 )
 
 
+Check = Callable[[Path], None]
+"""Given the place of an output that is complete and not yet in its place; what it raises leaves
+all as it was."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """What was written: a file or a folder, and its bytes."""
@@ -61,6 +68,7 @@ def write_safetensors(
     inputs: Sequence[str | Path] = (),
     compute: Compute | None = None,
     progress: Progress | None = None,
+    check: Check | None = None,
 ) -> Written:
     """Write a source as one safetensors file, which appears whole or not at all.
 
@@ -71,6 +79,7 @@ def write_safetensors(
         inputs: files and folders that must never be replaced.
         compute: workers and the bytes in flight; one worker a core by default.
         progress: told the bytes written.
+        check: asked before the output takes its place.
 
     Raises:
         OutputError: the output exists, is an input, or cannot be written.
@@ -80,13 +89,19 @@ def write_safetensors(
     Cost: one read and one write of each byte; memory as `compute` bounds it.
     """
     path = Path(path)
+    given = _never_replaced(source, inputs)
     with writing(path):
-        place = check_file(path, overwrite=overwrite, inputs=_never_replaced(source, inputs))
+        place = check_file(path, overwrite=overwrite, inputs=given)
     check_space(path, place, size_of(source))
-    with replaced_file(place) as file:
+    with replaced_file(place) as file, _called(path, temporary := Path(file.name)):
         nbytes = stream(
             file, source, compute=compute or Compute.of(device="cpu"), progress=progress or silent
         )
+        if check is not None:
+            check_header(temporary, source)
+            check(temporary)
+        # Another process may have written it meanwhile.
+        check_file(path, overwrite=overwrite, inputs=given)
     return Written(path=path, nbytes=nbytes)
 
 
@@ -100,6 +115,7 @@ def write_folder(
     inputs: Sequence[str | Path] = (),
     compute: Compute | None = None,
     progress: Progress | None = None,
+    check: Check | None = None,
 ) -> Written:
     """Write a folder of safetensors files and what belongs to them, whole or not at all.
 
@@ -112,6 +128,7 @@ def write_folder(
         inputs: files and folders that must never be replaced.
         compute: workers and the bytes in flight.
         progress: told the bytes of all safetensors files together.
+        check: asked before the output takes its place.
 
     Raises:
         OutputError: the output exists, is an input, or cannot be written.
@@ -130,7 +147,7 @@ def write_folder(
     check_space(path, place, total + rest)
     compute = compute or Compute.of(device="cpu")
     tell = _with_total(progress or silent, total)
-    with replaced_folder(place) as folder:
+    with replaced_folder(place) as folder, _called(path, folder):
         done = 0
         for name, part in parts.items():
             with open(_made(folder / name), "xb", buffering=0) as file:
@@ -141,6 +158,13 @@ def write_folder(
             with open(_made(folder / name), "xb", buffering=0) as file:
                 for _ in copy_extent(Extent(origin, 0, _size(origin)), file):
                     pass
+        if check is not None:
+            for name, part in parts.items():
+                check_header(folder / name, part)
+            check_beside(folder, texts, copies)
+            check(folder)
+        # Another process may have written there meanwhile.
+        check_folder(path, overwrite=overwrite, inputs=given, names=names)
     return Written(path=path, nbytes=total + rest)
 
 
@@ -152,6 +176,7 @@ def write_model(
     inputs: Sequence[str | Path] = (),
     compute: Compute | None = None,
     progress: Progress | None = None,
+    check: Check | None = None,
 ) -> Written:
     """Write a model in the form of the one that it derives from: a file, or a folder like its own.
 
@@ -173,7 +198,13 @@ def write_model(
                 "found a file's; leave .safetensors out."
             )
         return write_safetensors(
-            path, source, overwrite=overwrite, inputs=given, compute=compute, progress=progress
+            path,
+            source,
+            overwrite=overwrite,
+            inputs=given,
+            compute=compute,
+            progress=progress,
+            check=check,
         )
     parts = {name: _Part.of(name, source, root) for name in root.files}
     texts = _indexes(source, root)
@@ -186,6 +217,7 @@ def write_model(
         inputs=[*given, root.root],
         compute=compute,
         progress=progress,
+        check=check,
     )
 
 
@@ -280,6 +312,15 @@ def _beside(root: MultiFileSource) -> dict[str, Path]:
         if not (hidden or weights or index) and file.is_file():
             found[name.as_posix()] = file
     return found
+
+
+@contextmanager
+def _called(path: Path, temporary: Path) -> Iterator[None]:
+    """Let what is said of the temporary file be said of the output."""
+    try:
+        yield
+    except LorakitError as error:
+        raise type(error)(str(error).replace(str(temporary), str(path))) from error
 
 
 def _with_total(progress: Progress, total: int) -> Progress:

@@ -93,7 +93,7 @@ def test_an_interrupted_write_leaves_the_old_file(folder: Path, sent: signal.Sig
     assert (folder / "out.safetensors").stat().st_size == len(b"the old file")
     if sent == signal.SIGINT:
         assert process.returncode == 130, errors
-        assert errors.strip() == "lorakit: interrupted, nothing was written."
+        assert errors.strip() == "lorakit: interrupted; no output was left half-written."
         assert is_as_before(folder)
 
 

@@ -13,8 +13,12 @@ import torch
 from torch import Tensor
 
 import lorakit
+from lorakit.cli._inspect_words import summary
 from lorakit.cli._recipe_words import recipe_in_words
 from lorakit.cli._words import in_words, label
+from lorakit.names.blocks import format_ids, parse_ids
+from lorakit.names.families import ARCHITECTURES
+from lorakit.operations.inspection import Inspection
 from tests.helpers import ran, refused, run, tensors_of
 
 STABLE = {
@@ -77,7 +81,7 @@ def test_the_map_can_be_read_without_colour(sd15_lora: Path) -> None:
     assert lines["MID"][1:5] == cells
     assert lines["MID"][5:] == [
         *(f"{100 * middle['share']:.1f}", f"{middle['effective_rank']:.1f}"),
-        f"{middle['norm']:.3g}",
+        f"{middle['norm']:.4f}",
     ]
     assert lines["BASE"][1] == lines["all"][5] == f"{100 * found['kinds'][-1]['share']:.1f}"
     assert "effective rank" not in text
@@ -88,6 +92,7 @@ def test_a_terminal_gets_colours() -> None:
     from rich.console import Console
 
     from lorakit.cli._inspect_view import heat_table
+    from lorakit.cli._measures import SHARE
     from lorakit.operations.inspection import Group, Inspection
 
     cells = (Group(id="attn1", layers=1, parameters=1, norm=1.0, share=0.2, effective_rank=1.0),)
@@ -101,7 +106,7 @@ def test_a_terminal_gets_colours() -> None:
     )  # fmt: skip
     console = Console(force_terminal=True, color_system="truecolor", width=80)
     with console.capture() as capture:
-        console.print(heat_table(found, "share of the change, %"))
+        console.print(heat_table(found, SHARE))
     assert "\x1b[38;2;255;255;255;48;2;8;52;100m 20.0\x1b[0m" in capture.get()
 
 
@@ -119,6 +124,19 @@ def test_faults_are_told_and_do_not_stop_the_measuring(faulty: Path) -> None:
     assert sum(block["share"] for block in found["blocks"]) == pytest.approx(1)
     told = run("inspect", faulty, "--blocks").output
     assert all(" ".join(told.split()).count(sentence) == 1 for sentence in found["faults"])
+
+
+def test_a_change_larger_than_the_weight_is_a_fault(
+    sd15: Path, sd15_lora: Path, tmp_path: Path
+) -> None:
+    assert ran("inspect", sd15_lora, "--against", sd15)["faults"] == []
+    up = next(k for k in sorted(tensors_of(sd15_lora)) if k.endswith("attn2_to_v.lora_up.weight"))
+    burnt = changed(
+        sd15_lora, tmp_path / "burnt.safetensors", **{up: 300 * tensors_of(sd15_lora)[up]}
+    )
+    (fault,) = ran("inspect", burnt, "--against", sd15)["faults"]
+    assert fault.startswith("1 layer changes more than the whole weight, ‖ΔW‖ > ‖W‖ (unet.")
+    assert ran("inspect", burnt, "--blocks")["faults"] == [], "without a model nobody knows"
 
 
 def test_a_stale_hash_is_a_fault(sd15_lora: Path, tmp_path: Path) -> None:
@@ -172,17 +190,20 @@ def test_advice_is_one_sentence_with_a_command(make_lora) -> None:  # type: igno
     path = make_lora("sd1", rank=16, te=False)
     needed = ran("inspect", path, "--spectrum")["spectrum"]["total"]["needed"]
     assert needed["90"] <= needed["95"] <= needed["99"] < 16
-    last = run("inspect", path, "--spectrum").output.splitlines()[-1]
-    assert last == (
-        f"Rank {needed['99']} of 16 keeps 99 % of the change: lorakit resize {path} "
-        f"--rank {needed['99']} -o {path.stem}-rank{needed['99']}.safetensors"
-    )
+    rank = needed["99"]
+    first, command, *_ = run("inspect", path, "--spectrum").output.splitlines()
+    assert first.endswith(f"Rank {rank} of 16 keeps 99 % of the change.")
+    output = f"{path.stem}-rank{rank}.safetensors"
+    assert command.split() == ["lorakit", "resize", str(path), "--rank", str(rank), "-o", output]
 
 
 def test_a_lora_that_needs_all_of_its_rank_is_told_so(sd15_lora: Path, tmp_path: Path) -> None:
     ran("resize", sd15_lora, "--rank", 1, "-o", tmp_path / "one.safetensors")
-    last = run("inspect", tmp_path / "one.safetensors", "--spectrum").output.splitlines()[-1]
-    assert last == "It needs its whole rank of 1 to keep 99 % of the change."
+    first, second, *_ = run("inspect", tmp_path / "one.safetensors", "--spectrum").output.split(
+        "\n"
+    )
+    assert first.endswith("It needs its whole rank of 1 to keep 99 % of the change.")
+    assert not second, "no command"
 
 
 def test_against_a_model_tells_sizes_and_what_it_lacks(
@@ -205,7 +226,7 @@ def test_against_a_model_tells_sizes_and_what_it_lacks(
     }
     odd = synthetic.write_lora(tmp_path / "odd.safetensors", tensors)
     assert len(ran("inspect", odd, "--against", sd15)["unmatched"]) == 1
-    assert "1 layers have no place in it" in run("inspect", odd, "--against", sd15).output
+    assert "1 layer has no place in it" in run("inspect", odd, "--against", sd15).output
     assert "made for another model" in refused("inspect", sd15_lora, "--against", sdxl)
     lora = refused("inspect", sd15_lora, "--against", sd15_lora, status=2)
     assert "--against takes a model, found a LoRA" in lora
@@ -236,12 +257,13 @@ def test_the_page_and_the_picture_hold_several_files(
         f"written: {svg}",
     ]
     page, root = html.read_text(encoding="utf-8"), ET.fromstring(svg.read_text(encoding="utf-8"))
-    assert page.count("<section>") == 3 and page.count("<svg") == 8
+    assert page.count("<section style") == 3 and page.count("<svg") == 2
+    assert page.count('<table class="heat bars">') == 6
     said = " ".join("".join(root.itertext()).split())
     for text in (page, said):
         for name in (sd15_lora.name, faulty.name, sd15.name):
             assert name in text
-        assert "Share of the change" in text and "Energy kept" in text
+        assert "Share of the change" in text and "Energy kept" in text and "half way" in text
         assert "NaN or infinity" in text
     assert "Effective rank" in page and "Norm of the change" in page
     assert not list(tmp_path.glob(".*")), "nothing is left behind"
@@ -400,6 +422,51 @@ def test_what_the_header_tells_needs_no_torch(sd15_lora: Path, arguments: list[s
         [sys.executable, "-c", code, *arguments, sd15_lora], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_first_words_say_what_it_is_where_it_acts_and_how_much(
+    sd15: Path, sd15_lora: Path
+) -> None:
+    first, *_ = run("inspect", sd15_lora).output.splitlines()
+    what = (
+        "A LoRA for Stable Diffusion 1.x: 192 layers of the UNet and 72 of the text encoder, rank "
+        "4, alpha 2 (scale 0.5)."
+    )
+    assert first == what
+    found = ran("inspect", sd15_lora, "--against", sd15)
+    largest = max(found["blocks"], key=lambda block: block["share"])
+    first, *_ = run("inspect", sd15_lora, "--against", sd15).output.splitlines()
+    assert f"Its change is largest in {largest['id']} ({100 * largest['share']:.0f} %)" in first
+    assert f"of the weights that it changes in {sd15.name}." in first
+    first, *_ = run("inspect", sd15).output.splitlines()
+    assert first.startswith("A checkpoint of Stable Diffusion 1.x in the original layout: ")
+
+
+@pytest.mark.parametrize(
+    ("adapters", "words"),
+    [
+        ({"lora": 3}, "A LoRA for"),
+        ({"lora": 3, "locon": 1}, "A LoRA with 3x3 convolutions for"),
+        ({"dora": 3}, "A DoRA for"),
+        ({"loha": 3, "full": 1, "new": 1}, "A mixture of LoHa, full difference and new for"),
+    ],
+)
+def test_kinds_in_words(adapters: dict[str, int], words: str) -> None:
+    found = Inspection(
+        path="a", kind="lora", architecture="SDXL", layout="kohya", tensors=1, nbytes=1, dtypes={},
+        layers=4, adapters=adapters, components={"unet": 1, "text_encoder": 2, "text_encoder_2": 1},
+        ranks={"4": 2, "8": 1, "none": 1}, alphas={"none (= rank)": 4},
+    )  # fmt: skip
+    assert summary(found) == (
+        f"{words} SDXL: 1 layer of the UNet and 3 of two text encoders, ranks 4 to 8.",
+    )
+
+
+def test_blocks_are_listed_as_ranges_that_can_be_pasted() -> None:
+    blocks = ("BASE", "IN01", "IN02", "IN04", "MID", "OUT08", "OUT09", "OUT10")
+    assert format_ids(blocks) == "BASE,IN01-IN02,IN04,MID,OUT08-OUT10"
+    architecture = next(a for a in ARCHITECTURES if a.id == "sd1")
+    assert parse_ids(format_ids(blocks), architecture) == blocks
 
 
 def test_the_summary_is_of_words(sd15_lora: Path) -> None:

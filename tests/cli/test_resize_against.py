@@ -42,9 +42,9 @@ def test_with_v_every_layer_has_a_row_with_both_scores(folder: Path) -> None:
     rows = {row["module"]: row for row in report["rows"]}
     assert any(row["rank_after"] == 0 for row in rows.values()), "layers may lose all"
     lines = run(*given, "-v").output.splitlines()
-    (head,) = [line for line in lines if line.startswith("layer ")]
-    assert head.split("  ")[0] == "layer" and "last score" in head and "cut from" in head
-    told = {line.split()[0]: line for line in lines if line.split() and line.split()[0] in rows}
+    (head,) = [line for line in lines if line.startswith("block ")]
+    assert head.endswith("  layer") and "last score" in head and "cut from" in head
+    told = {line.split()[-1]: line for line in lines if line.split() and line.split()[-1] in rows}
     assert told.keys() == rows.keys()
     for module, row in rows.items():
         assert f"{row['rank_before']} -> {row['rank_after']}" in told[module]

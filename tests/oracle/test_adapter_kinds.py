@@ -239,6 +239,35 @@ def test_glora_of_the_first_layout_is_the_transposed(inputs: int, sides: tuple[i
     reference.negative_control(check, change(adapter, base.flatten(1)))
 
 
+def test_oft_of_the_first_lycoris_stores_the_rotations_themselves() -> None:
+    """R of today's blocks, stored as `oft_diag`, is the same change; its alpha bounds nothing."""
+    numbers = torch.Generator().manual_seed(2)
+    skew, base = torch.randn(4, 3, 3, generator=numbers), torch.randn(12, 8, generator=numbers)
+    now = build(["oft"], {"oft_blocks": skew}, None)
+    turned = (skew - skew.transpose(1, 2)).double()
+    one = torch.eye(3, dtype=torch.float64)
+    rotations = (one + turned) @ torch.linalg.inv(one - turned)
+    first = build(["oft"], {"oft_diag": rotations.float(), "alpha": torch.tensor(0.01)}, None)
+    assert reference.relative_error(change(first, base), change(now, base)) < 1e-5
+    assert first.tensors().keys() == {"oft_diag"}
+
+
+def test_a_rotation_of_inputs_turns_the_rows_of_a_fused_layer_alike() -> None:
+    numbers = torch.Generator().manual_seed(2)
+    tensors = {
+        "boft_R": torch.randn(2, 4, 2, 2, generator=numbers),
+        "boft_s": torch.rand(12, 1, generator=numbers),
+    }
+    adapter, base = build(["oft"], tensors, None), torch.randn(12, 8, generator=numbers)
+    whole = change(adapter, base)
+    part = change(adapter.rows(4, 8), base[4:8])
+    assert reference.relative_error(part, whole[4:8]) < 1e-12
+    with pytest.raises(AdapterError, match="no strength but 0 and 1"):
+        adapter.scaled(0.5, base)
+    with pytest.raises(AdapterError, match="expected a weight of 8 inputs, found 6"):
+        adapter.change(base[:, :6])
+
+
 def test_a_row_that_dora_takes_to_zero_stays_finite() -> None:
     adapter = build(
         ["lora", "dora"],

@@ -166,7 +166,10 @@ C = named(lora(7), "c.safetensors")
     ("stack", "words"),
     [
         ([(A, 1.0), (B, 1.0)], "little to do with each other"),
-        ([(A, 1.0), (named(A, "a2"), 0.5)], "a and a2 are nearly the same (cosine 1.000)"),
+        (
+            [(A, 1.0), (named(A, "a2"), 0.5)],
+            "a and a2 are nearly the same (cosine 1.000; a2 is 0.50 times as strong as a)",
+        ),
         ([(A, 1.0), (named(A, "a2"), -0.5)], "a and a2 pull against each other (cosine -1.00)"),
         (
             [(A, 1.0), (B, 1.0), (merged([(A, 0.7), (B, 0.3)], "mix.safetensors"), 1.0)],
@@ -364,3 +367,170 @@ def test_a_change_without_factors_is_compared_as_it_is() -> None:
     found = compare([(load_lora(parts), 1.0), (load_lora(tensors(1, only=1)), 1.0)]).total
     cosine = float((one * other).sum() / one.norm() / other.norm())
     assert found.cosines[0][1] == pytest.approx(cosine, abs=1e-6)
+
+
+# What one is made of
+
+
+MANY = {f"lora_unet_up_blocks_{b}_attentions_{a}_proj_in": (40, 30) for b in (1, 2) for a in (0, 1)}
+
+
+def many(seed: int, rank: int = 6, *, decay: float = 0.6) -> LoraFile:
+    """Return a LoRA of four blocks, its spectrum falling."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = decay ** torch.arange(rank)
+    found = {}
+    for name, (rows, columns) in MANY.items():
+        found[f"{name}.lora_up.weight"] = torch.randn(rows, rank, generator=generator) * scale
+        found[f"{name}.lora_down.weight"] = torch.randn(rank, columns, generator=generator)
+    return named(load_lora(found), f"s{seed}.safetensors")
+
+
+ONE, TWO = many(11), many(12)
+BLOCKS = ("OUT03", "OUT04", "OUT06", "OUT07")
+
+
+def test_a_merge_with_weights_by_block_is_told_by_block() -> None:
+    weights = {"OUT03": 0.0, "OUT04": 0.5, "OUT06": 1.0, "OUT07": 1.0}
+    mix = merged([(ONE, Strength(blocks=weights)), (TWO, 0.3)], "mix")
+    for stack in ([ONE, TWO, mix], [mix, ONE, TWO]):
+        found = compare([(file, 1.0) for file in stack])
+        mixture = found.mixture
+        assert mixture is not None and not mixture.even and mixture.residual < 1e-5
+        assert mixture.name == "mix" and found.cut is None
+        for block, weight in weights.items():
+            assert mixture.blocks[block].shares == pytest.approx(
+                {"s11": weight, "s12": 0.3}, abs=1e-6
+            )
+        assert "0.50·s11 + 0.30·s12 in OUT04" in found.advice
+    assert compare([(file, 1.0) for file in (ONE, TWO, many(13))]).mixture is None
+
+
+def test_what_a_merge_is_made_of_is_least_squares_on_the_changes() -> None:
+    """With noise on top, so that something is left."""
+    noise = many(14)
+    mix = merged([(ONE, 0.7), (TWO, 0.4), (noise, 0.03)], "mix")
+    found = compare([(file, 1.0) for file in (ONE, TWO, mix)]).mixture
+    sides = torch.stack([whole(flat(file)) for file in (ONE, TWO)], dim=1).double()
+    target = whole(flat(mix)).double()
+    exact = torch.linalg.lstsq(sides, target.unsqueeze(1)).solution.flatten()
+    assert found is not None and list(found.shares.values()) == pytest.approx(exact.tolist())
+    left = float((target - sides @ exact).norm() / target.norm())
+    assert found.residual == pytest.approx(left, rel=1e-6) and 0.01 < left < 0.05
+
+
+def test_the_merge_is_the_one_that_holds_the_directions_of_all() -> None:
+    """Each of the three is a sum of the others; before = after − change is no merge."""
+    change = merged([(TWO, 1.0), (ONE, -1.0)], "change")
+    for stack in ([ONE, TWO, change], [change, TWO, ONE], [TWO, change, ONE]):
+        told = compare([(file, 1.0) for file in stack]).advice
+        assert told.startswith("change is 1.00·s12 - 1.00·s11 to within")
+
+
+def test_the_most_that_a_rank_can_hold_is_of_the_singular_values() -> None:
+    small = many(15, rank=2)
+    found = compare([(ONE, 2.0), (small, 1.0)]).total
+    squares = {m: torch.linalg.svdvals(d).double() ** 2 for m, d in flat(ONE, 2.0).items()}
+    exact = sum(float(values[:2].sum()) for values in squares.values())
+    assert found.best[0][1] == pytest.approx(exact, rel=1e-6)
+    assert found.best[0][0] == pytest.approx(found.gram[0][0])
+    assert found.best[1][0] == pytest.approx(found.gram[1][1])
+
+
+def cut_blocks(file: LoraFile, weights: dict[str, float], name: str) -> LoraFile:
+    return named(lorakit.cut_blocks(file, blocks=weights)[0], name)
+
+
+def test_what_a_cut_by_blocks_left() -> None:
+    weights = {"OUT03": 0.0, "OUT04": 1.0, "OUT06": 0.5, "OUT07": 1.0}
+    cut = cut_blocks(ONE, weights, "cut")
+    for stack in ([ONE, cut], [cut, ONE], [TWO, cut, ONE]):
+        found = compare([(file, 1.0) for file in stack])
+        assert found.cut is not None and (found.cut.name, found.cut.source) == ("cut", "s11")
+        assert found.cut.strengths == pytest.approx(weights, abs=1e-6)
+        squares = {row.block: row.norms[stack.index(ONE)] ** 2 for row in found.blocks}
+        kept = 1 - squares["OUT03"] / sum(squares.values())
+        assert found.cut.kept == pytest.approx(kept) and found.cut.residual is not None
+        assert "cut is s11 cut by blocks" in found.advice and "nothing in OUT03" in found.advice
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+def test_what_a_cut_to_a_lower_rank_left(strength: float) -> None:
+    small, report = lorakit.resize(ONE, rule=RankRule(rank=2))
+    small = named(lorakit.merge([(small, strength)])[0], "small")
+    for stack in ([ONE, small], [small, TWO, ONE]):
+        found = compare([(file, 1.0) for file in stack])
+        assert found.cut is not None and (found.cut.name, found.cut.source) == ("small", "s11")
+        assert found.cut.residual is None and found.cut.kept == pytest.approx(report.energy)
+        assert list(found.cut.strengths.values()) == pytest.approx([strength] * 4, rel=1e-5)
+        at = "" if strength == 1.0 else " at 0.40"
+        assert f"small is s11{at} cut to a lower rank: " in found.advice
+    both = cut_blocks(small, dict.fromkeys(BLOCKS[1:], 1.0) | {"OUT03": 0.0}, "both")
+    told = compare([(ONE, 1.0), (both, 1.0)]).advice
+    assert f"both is s11{at} cut to a lower rank, with nothing in OUT03" in told
+
+
+def test_what_was_not_cut_is_not_called_so() -> None:
+    """Another LoRA, one trained on, the same directions otherwise, one strength, the opposite."""
+    on = named(lorakit.merge([(ONE, 1.0), (TWO, 0.4)])[0], "on")
+    turned = {
+        k: v * (torch.tensor([1.0, 0.2] * 3) if ".lora_up" in k else 1.0)
+        for k, v in {
+            f"{name}.lora_{side}.weight": getattr(ONE.adapters[module], side)
+            for name, module in zip(MANY, sorted(ONE.adapters), strict=True)
+            for side in ("up", "down")
+        }.items()
+    }
+    for other in (TWO, on, named(load_lora(turned), "turned"), named(ONE, "again")):
+        assert compare([(ONE, 1.0), (other, 1.0)]).cut is None, other.name
+    assert compare([(ONE, 1.0), (ONE, 0.5)]).cut is None
+    assert compare([(ONE, 1.0), (ONE, -0.5)]).cut is None
+
+
+def tuned(seed: int, size: float = 0.03) -> dict[str, Tensor]:
+    return {k: t + size * model(seed)[k] for k, t in model(1).items()}
+
+
+def stored(parts: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {key: tensor.to(dtype) for key, tensor in parts.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("order", ["ABM", "MAB", "0ABM", "AMB0"])
+def test_a_weighted_sum_of_checkpoints_is_told_in_any_order(dtype: torch.dtype, order: str) -> None:
+    """Also where rounding is much of what they differ by, and where no base is named."""
+    a, b = stored(tuned(2), dtype), stored(tuned(3), dtype)
+    mix = {k: (0.6 * a[k].float() + 0.4 * b[k].float()).to(dtype) for k in a}
+    models = {"0": stored(model(1), dtype), "A": a, "B": b, "M": mix}
+    found = compare_models([DictSource(models[name], name=name) for name in order])
+    assert found.base == order[0] and found.mixture is not None
+    assert found.mixture.name == "M" and found.mixture.even
+    assert found.mixture.shares == pytest.approx({"A": 0.6, "B": 0.4}, abs=0.02)
+    assert "M is 0.60·A + 0.40·B to within" in found.advice
+    assert ("which its rounding explains" in found.advice) == (dtype != torch.float32)
+    if dtype != torch.float32:
+        assert found.mixture.residual == pytest.approx(found.mixture.rounding, rel=0.25)
+
+
+def test_what_is_added_to_a_model_and_weights_by_block_are_told() -> None:
+    base, a, b = model(1), tuned(2), tuned(3)
+    added = {k: a[k] + 0.7 * (b[k] - base[k]) for k in base}
+    names, models = ("base", "a", "b", "mix"), (base, a, b)
+    found = compare_models(
+        [DictSource(m, name=n) for m, n in zip((*models, added), names, strict=True)]
+    )
+    assert found.mixture is not None
+    assert found.mixture.shares == pytest.approx({"base": -0.7, "a": 1.0, "b": 0.7}, abs=1e-4)
+    assert "mix is 1.00·a + 0.70·b - 0.70·base" in found.advice
+    mbw = {k: (1 - w) * a[k] + w * b[k] for k, w in zip(base, (0.2, 0.9, 0.5), strict=True)}
+    found = compare_models([DictSource(m, name=n) for m, n in zip((a, b, mbw), "abm", strict=True)])
+    assert found.mixture is not None and not found.mixture.even
+    told = {block: part.shares["b"] for block, part in found.mixture.blocks.items()}
+    assert told == pytest.approx({"IN01": 0.2, "MID": 0.9, "BASE": 0.5}, abs=1e-4)
+    assert "weights by block" in found.advice and "0.80·a + 0.20·b in IN01" in found.advice
+
+
+def test_models_that_are_no_merge_are_not_called_so() -> None:
+    sources = [DictSource(m) for m in (model(1), tuned(2), tuned(3), tuned(4))]
+    assert compare_models(sources).mixture is None
+    assert compare_models(sources[1:]).mixture is None

@@ -236,3 +236,55 @@ def test_peft_always_elects_plus_when_two_disagree_and_we_do_not() -> None:
     found = ours(Method(name="ties", density=1.0, votes="frequency"), given)
     larger = torch.where(one.abs() > other.abs(), one, other).double()
     assert bool((found[fight > 0].sign() == larger[fight > 0].sign()).all())
+
+
+ADAPTERS = {"a": (3, 5.0, 0.8), "b": (5, 2.0, -0.5), "c": (2, 7.0, 1.3)}
+"""Rank, alpha, strength."""
+
+
+@pytest.mark.parametrize(
+    ("theirs", "name", "options", "more"),
+    [
+        ("svd", "linear", {}, {}),
+        ("ties_svd", "ties", {"density": 0.3}, {}),
+        ("ties_svd", "ties", {"density": 0.3, "votes": "frequency"},
+         {"majority_sign_method": "frequency"}),
+        ("magnitude_prune_svd", "magnitude", {"density": 0.4}, {}),
+    ],
+)  # fmt: skip
+def test_adapters_that_peft_itself_merges(
+    theirs: str, name: str, options: dict[str, Any], more: dict[str, str]
+) -> None:
+    """Its combinations on ΔW at full rank, from adapters of unequal ranks and alphas."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    configs = {
+        key: LoraConfig(r=rank, lora_alpha=alpha, target_modules=["0"])  # type: ignore[arg-type]
+        for key, (rank, alpha, _) in ADAPTERS.items()
+    }
+    model: Any = get_peft_model(
+        torch.nn.Sequential(torch.nn.Linear(31, 23)),  # type: ignore[arg-type]
+        configs["a"],
+        adapter_name="a",
+    )
+    for key in "bc":
+        model.add_adapter(key, configs[key])
+    layer, given = model.base_model.model[0], []
+    for key, (rank, alpha, strength) in ADAPTERS.items():
+        up, down = layer.lora_B[key].weight, layer.lora_A[key].weight
+        torch.nn.init.normal_(up)
+        change = Factors(up=up.detach() * alpha / rank, down=down.detach())
+        given.append(Delta(change=change, strength=strength, owner=key))
+    density = {"density": options["density"]} if options else {}
+    strengths = [delta.strength for delta in given]
+    model.base_model.add_weighted_adapter(
+        list(ADAPTERS), strengths, "merged", theirs, svd_rank=23, **density, **more
+    )
+    expected = layer.get_delta_weight("merged").detach().double()
+    found = ours(Method(name=name, flavor="peft", **options), given)
+
+    def check(answer: Tensor) -> None:
+        torch.testing.assert_close(answer, expected, rtol=FP32, atol=FP32 * float(expected.max()))
+
+    reference.negative_control(check, found)

@@ -73,13 +73,46 @@ def test_model_stock(count: int, seed: int) -> None:
     close(found(Method(name="model-stock", flavor="mergekit"), given), expected, FP64)
 
 
-@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.3, 0.9), (2.0, 0.5)])
+WEIGHTS = [(1.0, 1.0), (0.3, 0.9), (2.0, 0.5), (1.0, -0.4), (-0.3, -0.9), (0.7, -0.7)]
+"""The last three lead past the first, are the shares of 0.3 and 0.9, and are taken as even."""
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
 def test_slerp_is_their_nuslerp(weights: tuple[float, float]) -> None:
     given = deltas(strengths=weights)
     each = {f"lora{number}": weight for number, weight in enumerate(weights)}
     tensors = [dense(d.change) for d in given]
     expected = mergekit("nuslerp", tensors, base=True, weight=each)
     close(found(Method(name="slerp", flavor="mergekit"), given), expected, FP64)
+
+
+def test_slerp_with_a_change_of_zero_is_their_nuslerp() -> None:
+    one, _ = given_of(2)
+    zero = Factors(up=torch.zeros(60, 1).double(), down=torch.zeros(1, 44).double())
+    given = [one, Delta(change=zero, strength=0.5, owner="lora1")]
+    each = {"lora0": 1.0, "lora1": 0.5}
+    expected = mergekit("nuslerp", [dense(d.change) for d in given], base=True, weight=each)
+    close(found(Method(name="slerp", flavor="mergekit"), given), expected, FP64)
+
+
+@pytest.mark.parametrize("strength", [0.4, -3.0])
+def test_karcher_of_one(strength: float) -> None:
+    """mergekit's knows no weights: one tensor is itself, beside one of zero half of itself."""
+    one = Delta(change=given_of(1)[0].change, strength=strength, owner="lora0")
+    sign = 1 if strength > 0 else -1
+    zero = Factors(up=torch.zeros(60, 1).double(), down=torch.zeros(1, 44).double())
+    for given in ([one], [one, Delta(change=zero, strength=1.0, owner="zero")]):
+        tensors = [sign * dense(d.change) for d in given]
+        expected = mergekit("karcher", tensors, base=False)
+        close(found(Method(name="karcher", flavor="mergekit"), given), expected, FP64)
+
+
+def test_karcher_of_opposites_is_the_first() -> None:
+    """Their mean has no direction; mergekit starts at the first, and no arc leads away from it."""
+    one = given_of(1)[0].change
+    given = [Delta(change=one, strength=s, owner=str(s)) for s in (1.0, -1.0)]
+    expected = mergekit("karcher", [dense(one), -dense(one)], base=False)
+    close(found(Method(name="karcher", flavor="mergekit"), given), expected, FP64)
 
 
 def test_slerp_of_ours_and_theirs_differ_in_the_norm() -> None:

@@ -13,6 +13,7 @@ from lorakit.linalg.tiles import dense
 from lorakit.methods.delta import Delta
 from lorakit.methods.elementwise import elementwise
 from lorakit.methods.method import Method
+from lorakit.methods.table import combine
 from tests import reference
 
 with warnings.catch_warnings():
@@ -110,6 +111,17 @@ def test_a_density_below_one_element() -> None:
     assert not none.any()
 
 
+@pytest.mark.parametrize("name", ["breadcrumbs", "breadcrumbs-ties"])
+def test_breadcrumbs_below_one_element(name: str) -> None:
+    """mergekit keeps none then, though one by magnitude; ours keeps one."""
+    x = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    none = mergekit(name.replace("-", "_"), [x], [1.0], density=0.01, gamma=0.1)
+    assert torch.equal(ours(name, [x], [1.0], density=0.01, gamma=0.1, flavor="mergekit"), none)
+    assert not none.any()
+    y = 0.5 * torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
+    assert int((ours(name, [x, y], [1.0] * 2, density=0.01, gamma=0.1) != 0).sum()) == 2
+
+
 @pytest.mark.parametrize("name", ["ties", "breadcrumbs-ties"])
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.3, 0.3, 0.3), WEIGHTS])
 def test_signs_that_cancel_exactly(name: str, weights: tuple[float, ...]) -> None:
@@ -126,6 +138,18 @@ def test_signs_that_cancel_exactly(name: str, weights: tuple[float, ...]) -> Non
         ours("ties", tensors, weights, density=1.0, flavor="peft"),
         merge_utils.ties(tensors, torch.tensor(weights), density=1.0),
     )
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.5, 0.25), (-1.0, -0.5, 0.1), (1.0, -0.75, -0.25)])
+def test_a_plain_sum_is_divided_by_the_sum_of_its_weights(weights: tuple[float, ...]) -> None:
+    changes = factors(30, 40)
+    deltas = [
+        Delta(change=c, strength=w, owner=str(w)) for c, w in zip(changes, weights, strict=True)
+    ]
+    method = Method(name="linear", normalize=True, flavor="mergekit").filled(into_lora=False)
+    answer = dense(combine(deltas, method, module="layer")).float()
+    tensors = [dense(change) for change in changes]
+    same(answer, mergekit("task_arithmetic", tensors, weights, normalize=True))
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -182,6 +206,23 @@ def test_sce_of_a_lora_that_hardly_counts() -> None:
     same(answer, mergekit("sce", tensors, []))
     alone = torch.where(answer[:10] != 0, answer[:10] / tensors[1][:10], 0.0)
     assert 0 < float(alone.max()) < 0.1
+
+
+@pytest.mark.parametrize("count", [3, 5, 8])
+def test_sce_of_equal_loras_takes_no_rounding_for_a_difference(count: int) -> None:
+    """The mean of three equal numbers is off by a last bit: mergekit's variance is 0 all the same.
+
+    Of what does not differ at all mergekit keeps nothing.
+    """
+    tensors = [dense(change) for change in factors(30, 40, 1)] * count
+    answer = ours("sce", tensors, [1.0] * count, density=0.5, flavor="mergekit")
+    assert torch.equal(answer, mergekit("sce", tensors, [], select_topk=0.5))
+    assert not answer.any()
+    tensors[0] = tensors[0] + 1e-5 * tensors[0].abs().max()
+    same(
+        ours("sce", tensors, [1.0] * count, density=1.0, flavor="mergekit"),
+        mergekit("sce", tensors, [], select_topk=1.0),
+    )
 
 
 def test_sce_where_the_loras_agree_in_most_places() -> None:

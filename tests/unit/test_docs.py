@@ -19,17 +19,18 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # The commands of recipes run in test_recipes.py; those in Japanese are the same as in English.
 ELSEWHERE = {page for pages in outputs.recipes().values() for page in pages}
+JAPANESE = [page for page in PAGES if page.is_relative_to(ROOT / "docs" / "ja")]
 WITH_CODE = [
     page
     for page in PAGES
     if page not in ELSEWHERE
-    and "ja" not in page.parts
+    and page not in JAPANESE
     and re.search(r"```(console|python)\n", page.read_text("utf-8"))
 ]
 
 
-def name(page: Path) -> str:
-    return page.relative_to(ROOT).as_posix()
+def named(page: Path) -> str:
+    return page.relative_to(ROOT).with_suffix("").as_posix().removeprefix("docs/")
 
 
 def read(page: Path) -> str:
@@ -49,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=name)
+@pytest.mark.parametrize("page", WITH_CODE, ids=named)
 def test_every_command_and_every_line_of_python_runs(page: Path, folder: Path) -> None:
     commands = [command for command, _ in outputs.shown(read(page))]
     for command in commands:
@@ -72,7 +73,7 @@ def test_outputs_and_picture_are_what_the_commands_print_on_the_files_of_the_dem
     printed = outputs.printed_by([read(page) for page in outputs.DEMO])
     for page in outputs.DEMO:
         wrong = outputs.differences(read(page), printed)
-        assert not wrong, "\n".join([name(page), *wrong, "run python docs/outputs.py"])
+        assert not wrong, "\n".join([named(page), *wrong, "run python docs/outputs.py"])
     assert outputs.same_picture(read(outputs.PICTURE), outputs.drawn())
 
 
@@ -97,9 +98,9 @@ def test_an_output_that_is_not_real_is_found() -> None:
 
 
 def test_the_pages_in_japanese_show_the_commands_and_outputs_of_those_in_english() -> None:
-    for page in [page for page in PAGES if "ja" in page.parts and page.stem != "index"]:
+    for page in [page for page in JAPANESE if page.stem != "index"]:
         english = ROOT / "docs" / page.relative_to(ROOT / "docs" / "ja")
-        assert outputs.shown(read(page)) == outputs.shown(read(english)), name(page)
+        assert outputs.shown(read(page)) == outputs.shown(read(english)), named(page)
     index, readme = (outputs.shown(read(page)) for page in (outputs.DEMO[2], outputs.README))
     assert index and all(found in readme for found in index)
 
@@ -110,7 +111,7 @@ def test_readme_and_tutorial_can_be_followed_in_one_folder() -> None:
     assert len(written) > 30 and len(written) == len(set(written)), "one would replace another"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_link_and_every_file_that_is_named_exists(page: Path) -> None:
     text = read(page)
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)

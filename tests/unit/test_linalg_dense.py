@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lorakit.errors import NumericsError
+from lorakit.linalg import krylov
 from lorakit.linalg.dense import TruncatedSvd, svd_for_rule, truncated_svd
 from lorakit.linalg.ranks import RankRule, choose_rank
 from tests import reference
@@ -117,3 +118,19 @@ def test_a_rule_finds_the_rank_that_the_whole_spectrum_gives(rule: RankRule) -> 
 def test_a_kernel_follows_its_own_cap() -> None:
     found = svd_for_rule(decaying(200, 220), RankRule(rank=9, conv_rank=3), conv=True)
     assert len(found.s) == 3
+
+
+def test_what_does_not_converge_is_decomposed_exactly_and_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a = decaying(200, 220, power=0.1)
+    monkeypatch.setattr(krylov, "_MOST_HALF_PASSES", 3)
+    forced = truncated_svd(a, rank=8, method="fast", seed_name="x")
+    assert "stopped after 3 products; one more is worth" in forced.note
+    assert not forced.exact
+    found = truncated_svd(a, rank=8, seed_name="x")
+    assert found.exact
+    assert found.note.endswith("so decomposed exactly")
+    best = reference.relative_error(reference.best_rank(a, 8), a)
+    assert found.residual == pytest.approx(best, rel=1e-5)
+    assert forced.residual > best * 1.001

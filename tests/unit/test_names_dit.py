@@ -34,7 +34,7 @@ def paths(architecture):
 
 
 def claimed(architecture):
-    return {f"{name.path}.weight" for name in denoiser(architecture)}
+    return {name.path if name.bare else f"{name.path}.weight" for name in denoiser(architecture)}
 
 
 def layers_and_norms(tensors):

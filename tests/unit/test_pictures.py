@@ -8,29 +8,44 @@ from itertools import combinations, pairwise
 import pytest
 
 from lorakit.pictures.chart import Chart, Line, chart, ticks
-from lorakit.pictures.colours import DARK, LIGHT, STEPS, Theme, contrast, ink_on, step, style
-from lorakit.pictures.heatmap import Cell, Heatmap, heatmap
+from lorakit.pictures.colours import DARK, LIGHT, STEPS, Theme, contrast, ink_of, step, style
+from lorakit.pictures.heatmap import Cell, Heatmap, heatmap, heattable
 from lorakit.pictures.html import POLICY, Section, Table, page
-from lorakit.pictures.svg import Picture, below, beside, document
+from lorakit.pictures.svg import Picture, below, beside, document, grid
 from lorakit.pictures.text import BOLD, SIZE, TITLE, cut, escaped, width, wrapped
 
 SVG = "{http://www.w3.org/2000/svg}"
 NASTY = '<script>alert("1")</script> & \x1b[31m\x00 "quotes"'
 
 
-def a_map(rows: int = 4, name: str = "Share of the change, %") -> Picture:
+def a_table(rows: int = 4, name: str = "Share of the change, %") -> Heatmap:
     columns = ("attn1", "modulation", "attn+mlp", "TE2", "all")
     cells = {
         f"OUT{row:02}": {
             column: Cell(
-                text=f"{10 * row + place}.{place}", heat=place / 4 if place < 4 else None, tip="tip"
+                text=f"{10 * row + place}.{place}",
+                heat=place / 4 if place < 4 else None,
+                bar=row / rows if place == 4 else None,
+                tip="tip",
             )
             for place, column in enumerate(columns)
             if (row, place) != (1, 2)
         }
         for row in range(rows)
     }
-    return heatmap(Heatmap(title=name, columns=columns, rows=cells))
+    total = {column: Cell(text=f"{place}.5") for place, column in enumerate(columns[:4])}
+    return Heatmap(
+        title=name,
+        columns=columns,
+        rows=cells,
+        total=total,
+        ends=("0.0", "40.0"),
+        note="(half way: 10.0)",
+    )
+
+
+def a_map(rows: int = 4, name: str = "Share of the change, %") -> Picture:
+    return heatmap(a_table(rows, name))
 
 
 def a_chart(most: int = 128) -> Picture:
@@ -87,6 +102,7 @@ def overlap(one: Box, other: Box) -> bool:
         a_chart(1),
         a_chart(3072),
         beside([below([a_map(), a_chart()]), below([a_map(9), a_chart(16)])]),
+        grid([[a_map(), a_map(9)], [a_chart(), Picture(width=0, height=0, body="")]]),
     ],
 )
 def test_no_text_is_cut_or_lies_on_another(picture: Picture) -> None:
@@ -101,15 +117,16 @@ def test_no_text_is_cut_or_lies_on_another(picture: Picture) -> None:
 
 
 def test_the_check_for_overlaps_can_fail() -> None:
-    apart, near = beside([a_map(), a_map()]), beside([a_map(), a_map()], gap=-150)
+    apart, near = beside([a_map(), a_map()]), beside([a_map(), a_map()], gap=-250)
     assert not any(overlap(a[1], b[1]) for a, b in combinations(texts(parsed(apart)), 2))
     assert any(overlap(a[1], b[1]) for a, b in combinations(texts(parsed(near)), 2))
 
 
 def test_every_number_stands_in_its_coloured_box() -> None:
     root = parsed(a_map())
-    groups = [g for g in root.iter(f"{SVG}g") if re.fullmatch(r"h\d", g.get("class", ""))]
-    assert len(groups) == 15
+    coloured = [g for g in root.iter(f"{SVG}g") if re.fullmatch(r"h\d", g.get("class", ""))]
+    groups = [group for group in coloured if group.find(f"{SVG}text") is not None]
+    assert len(groups) == 15 and len(coloured) == 15 + STEPS, "the legend has no numbers"
     for group in groups:
         box, text = group.find(f"{SVG}rect"), next(texts(group))
         assert box is not None
@@ -130,8 +147,11 @@ def test_all_that_is_written_has_contrast(theme: Theme) -> None:
     """WCAG asks for 4.5 below text, and for 3 below lines that carry a meaning."""
     assert contrast(theme.ink, theme.paper) >= 7
     assert contrast(theme.muted, theme.paper) >= 4.5
-    assert all(contrast(ink_on(colour), colour) >= 4.5 for colour in theme.ramp)
+    inks = [ink_of(theme, place) for place in range(STEPS)]
+    assert all(contrast(*pair) >= 4.5 for pair in zip(inks, theme.ramp, strict=True))
     assert contrast(theme.accent, theme.paper) >= 3 and contrast(theme.thin, theme.paper) >= 3
+    assert contrast(theme.warn, theme.alert) >= 4.5 and contrast(theme.warn, theme.paper) >= 4.5
+    assert contrast(theme.ink, theme.card) >= 7
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK])
@@ -153,7 +173,7 @@ def test_steps_of_the_ramp() -> None:
 
 
 def test_the_style_has_both_papers() -> None:
-    light, _, dark = style().partition("@media (prefers-color-scheme: dark)")
+    light, _, dark = style().partition("@media screen and (prefers-color-scheme: dark)")
     for rules, theme in ((light, LIGHT), (dark, DARK)):
         assert all(colour in rules for colour in (theme.paper, theme.ink, *theme.ramp))
         assert all(f".h{place} rect" in rules for place in range(STEPS))
@@ -205,23 +225,33 @@ def test_text_from_files_cannot_become_markup() -> None:
         "&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt; &amp; ?[31m? &quot;quotes&quot;"
     )
     cells = {NASTY: {NASTY: Cell(text=NASTY, heat=1.0, tip=NASTY)}}
-    picture = heatmap(Heatmap(title=NASTY, columns=(NASTY,), rows=cells))
+    nasty = Heatmap(
+        title=NASTY, columns=(NASTY,), rows=cells, total={}, ends=(NASTY, NASTY), note=NASTY
+    )
+    picture = heatmap(nasty)
     said = "".join(parsed(picture, NASTY).itertext())
     assert '<script>alert("1")</script> & ?[31m? "quotes"' in said
     table = Table(title=NASTY, columns=(NASTY,), rows=((NASTY,),))
     section = Section(
-        title=NASTY, facts={NASTY: NASTY}, remarks=(NASTY,), pictures=(picture,), tables=(table,)
+        title=NASTY,
+        lead=NASTY,
+        command=NASTY,
+        warnings=(NASTY,),
+        figures=(picture, nasty),
+        folded=(table, nasty),
     )
-    assert "<script" not in page(NASTY, [section])
+    text = page(NASTY, [section], table)
+    assert "<script" not in text and text.count("&lt;script&gt;") > 20
 
 
 def test_a_page_loads_nothing() -> None:
-    section = Section(title="a", facts={"kind": "lora"}, pictures=(a_map(), a_chart()))
-    text = page("a", [section, section])
+    section = Section(title="a", figures=(a_table(), a_chart()), folded=(a_table(),))
+    facts = Table(title="About the files", columns=("", "a"), rows=(("kind", "lora"),))
+    text = page("a", [section, section], facts)
     assert POLICY.startswith("default-src 'none'") and POLICY in text
     for loaded in ("src=", "href", "url(", "@import", "<script", "http:", "https:"):
         assert loaded not in text, loaded
-    assert text.count("<svg") == 4 and text.count("<section>") == 2
+    assert text.count("<svg") == 2 and text.count("<section") == 3
     svg = document(a_chart(), "a").replace("http://www.w3.org/2000/svg", "")
     for loaded in ("src=", "href", "url(", "@import", "<script", "http"):
         assert loaded not in svg, loaded
@@ -231,3 +261,45 @@ def test_the_same_picture_has_the_same_bytes() -> None:
     assert document(beside([a_map(), a_chart()]), "a") == document(
         beside([a_map(), a_chart()]), "a"
     )
+
+
+def test_a_map_in_a_page_is_a_table_that_can_be_read_aloud() -> None:
+    root = ET.fromstring(heattable(a_table()))
+    table = root.find("table")
+    assert table is not None and root.get("tabindex") == "0", "a keyboard can scroll it"
+    assert root.get("aria-label") == table.findtext("caption") == "Share of the change, %"
+    heads = [th.text for th in table.iter("th") if th.get("scope") == "col"]
+    assert heads == ["attn1", "modulation", "attn+mlp", "TE2", "all"]
+    rows = {
+        row.findtext("th"): row
+        for row in table.iter("tr")
+        if row.find("th[@scope='row']") is not None
+    }
+    assert list(rows) == ["OUT00", "OUT01", "OUT02", "OUT03", "all"]
+    second = rows["OUT01"].findall("td")
+    assert [cell.text for cell in second] == ["10.0", "11.1", None, "13.3", "14.4"]
+    assert [cell.get("class") for cell in second] == ["h0", "h2", None, "h7", "bar"]
+    assert second[0].get("title") == "tip" and second[4].get("style") == "--p:25.0%"
+    assert [cell.text for cell in rows["all"].findall("td")] == ["0.5", "1.5", "2.5", "3.5", None]
+
+
+def test_files_beside_each_other_have_their_rows_in_step() -> None:
+    one = Section(title="a", figures=(a_table(), a_chart()))
+    other = Section(title="b", figures=(a_table(),))
+    facts = Table(title="About the files", columns=("", "a", "b"), rows=(("kind", "x", "y"),))
+    several, single = page("a, b", [one, other], facts), page("a", [one], facts)
+    assert several.count("--rows: 4") == 2 and several.count("\n<div></div>\n</div>") == 1
+    assert 'class="several"' in several and 'class="single"' in single
+
+
+def test_a_grid_has_columns_as_wide_as_the_widest() -> None:
+    small, large = (Picture(width=size, height=size, body="<g/>") for size in (10, 30))
+    found = grid([[small, large], [large, small]], gap=5, aside=7)
+    assert (found.width, found.height) == (67, 65)
+    assert re.findall(r"translate\(([^)]*)\)", found.body) == ["0 0", "37 0", "0 35", "37 35"]
+
+
+def test_what_is_printed_is_light() -> None:
+    text = page("a", [Section(title="a")], Table(title="t", columns=(), rows=()))
+    assert "@media (prefers-color-scheme" not in text
+    assert text.count("@media screen and (prefers-color-scheme: dark)") == 2

@@ -17,7 +17,7 @@ from lorakit.tensorfile.header import (
     format_header,
     layout,
     read_header,
-    read_scalar,
+    read_scalars,
     save_order,
 )
 
@@ -188,11 +188,11 @@ def test_a_scalar_is_read_without_torch(tmp_path, dtype, shape):
     path = tmp_path / "a.safetensors"
     save_file({"alpha": torch.full(shape, 12, dtype=getattr(torch, dtype))}, path)
     header = read_header(path)
-    assert read_scalar(header.extents["alpha"], header.specs["alpha"]) == 12.0
+    assert read_scalars(path, header, ["alpha"]) == {"alpha": 12.0}
 
 
-def test_what_is_no_scalar_is_none(tmp_path):
+def test_what_is_no_scalar_is_left_out(tmp_path):
     path = tmp_path / "a.safetensors"
     save_file({"two": torch.zeros(2), "flag": torch.tensor(True), "none": torch.zeros(0)}, path)
     header = read_header(path)
-    assert all(read_scalar(header.extents[key], header.specs[key]) is None for key in header.specs)
+    assert read_scalars(path, header, header.specs) == {}

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from lorakit.errors import FileFormatError, OutputError
-from lorakit.tensorfile import sinks
+from lorakit.tensorfile import extents, sinks
 from lorakit.tensorfile.header import Extent
 from lorakit.tensorfile.source import FileSource, open_source
 from lorakit.tensorfile.writer import write_safetensors
@@ -119,7 +119,11 @@ def test_a_file_system_without_direct_writes_is_written_plainly(
     assert same(tmp_path / "out", base) and opened
 
 
-def test_an_input_that_was_cut_off_meanwhile_is_named(tmp_path: Path, base: FileSource) -> None:
+def test_an_input_that_is_cut_off_while_it_is_read_is_named(
+    tmp_path: Path, base: FileSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As it was when it was opened.
+    monkeypatch.setattr(extents, "file_size", lambda file: base.header.size)
     with open(base.path, "r+b") as file:
         file.truncate(base.header.size - 5)
     with pytest.raises(FileFormatError, match=r"base\.safetensors: expected .* end of the"):

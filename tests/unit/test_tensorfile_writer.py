@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from lorakit.compute import Compute
 from lorakit.errors import FileFormatError, NumericsError, OutputError
-from lorakit.tensorfile import copying, replacing
+from lorakit.tensorfile import copying, extents, replacing
 from lorakit.tensorfile.header import DTYPE_BITS, Extent, save_order
 from lorakit.tensorfile.source import DictSource, FileSource, open_source, torch_dtype
 from lorakit.tensorfile.writer import Written, write_safetensors
@@ -169,12 +169,25 @@ class TestKernelCopies:
         write_safetensors(tmp_path / "out", base)
         assert (tmp_path / "out").read_bytes() == base.path.read_bytes()
 
-    def test_an_input_that_was_cut_off_meanwhile_is_named(self, tmp_path, base, kernel):
+    def test_an_input_that_is_cut_off_while_it_is_read_is_named(
+        self, tmp_path, base, kernel, monkeypatch
+    ):
+        # As it was when it was opened.
+        monkeypatch.setattr(extents, "file_size", lambda file: base.header.size)
         with open(base.path, "r+b") as file:
             file.truncate(base.header.size - 5)
         with pytest.raises(FileFormatError, match=r"base\.safetensors: expected .* end of the"):
             write_safetensors(tmp_path / "out", base)
         assert [entry.name for entry in tmp_path.iterdir()] == ["base.safetensors"]
+
+
+@pytest.mark.parametrize("grown", [-5, 5])
+def test_an_input_of_another_size_than_its_header_had_is_named(tmp_path, base, grown):
+    with open(base.path, "r+b") as file:
+        file.truncate(base.header.size + grown)
+    with pytest.raises(FileFormatError, match=r"base\.safetensors: expected \d+ bytes, found"):
+        write_safetensors(tmp_path / "out", base)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["base.safetensors"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, NumericsError, MemoryError])

@@ -1,0 +1,176 @@
+"""From the exact ΔW of many modules to a LoRA of the rank that a rule asks for."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lorakit.adapters import Adapter, Dora, Full, Lora, magnitude_for
+from lorakit.compute import Compute, ordered_map
+from lorakit.errors import AdapterError
+from lorakit.linalg.factored import Factors, Svd, balanced, dense
+from lorakit.linalg.ranks import RankRule, kept, ranks_for_size
+from lorakit.linalg.tiles import dense as made
+from lorakit.operations.pieces import KEY_OVERHEAD, Piece
+from lorakit.operations.spectra import Found, Spectrum, spectra
+from lorakit.progress import Progress, silent
+from lorakit.report import Row
+
+CANCELS = 1e-6
+"""What is left of vectors that cancel, relative: the rounding of fp32 sums."""
+
+
+def truncate(
+    pieces: Sequence[Piece],
+    *,
+    rule: RankRule,
+    compute: Compute,
+    alpha: float | None = None,
+    itemsize: int = 2,
+    method: str = "auto",
+    kind: str = "lora",
+    progress: Progress = silent,
+) -> tuple[dict[str, Adapter], tuple[Row, ...]]:
+    """Cut each ΔW to the rank that `rule` gives it, optimally, and balance the factors.
+
+    Biases and norms have no rank: they are kept whole.
+
+    Args:
+        pieces: one a module, in the order of the rows that come back.
+        rule: how many directions to keep; `rule.exact` keeps the numerical rank.
+        compute: device, workers, bytes in flight.
+        alpha: what to store as alpha, ΔW unchanged; None for the rank.
+        itemsize: bytes of a stored number, for `rule.size`.
+        method: for dense ΔW: "auto", "exact" or "fast".
+        kind: "lora", "dora", or "full" for ΔW itself.
+        progress: called with (what, done, total).
+
+    Returns:
+        The adapters of the modules that keep at least one direction, and a row a piece.
+    """
+    whole = [piece for piece in pieces if piece.vector or kind == "full"]
+    ranked = [piece for piece in pieces if not piece.vector and kind != "full"]
+    adapters: dict[str, Adapter] = {}
+    rows: dict[str, Row] = {}
+    found = spectra(ranked, rule=rule, compute=compute, method=method)
+    if rule.size is not None:
+        found = _within_size(dict(found), rule, itemsize)
+    for piece, (spectrum, rank) in found:
+        rows[piece.module] = _row(piece, spectrum, rank)
+        if rank:
+            adapter = _adapter(piece, spectrum.svd, rank, alpha)
+            adapters[piece.module] = adapter
+            if kind == "dora":
+                adapters[piece.module], rows[piece.module] = as_dora(
+                    piece, adapter, rows[piece.module]
+                )
+        progress("layers", len(rows), len(pieces))
+    for piece, change in zip(
+        whole, ordered_map(_dense, whole, compute=compute, cost=lambda p: p.cost), strict=True
+    ):
+        rows[piece.module] = row = _whole_row(piece, change)
+        if row.norm:
+            adapters[piece.module] = Full(diff=change.float().reshape(piece.shape))
+        progress("layers", len(rows), len(pieces))
+    return {m: adapters[m] for m in sorted(adapters)}, tuple(rows[p.module] for p in pieces)
+
+
+def _dense(piece: Piece) -> Tensor:
+    return made(piece.truth())
+
+
+def _whole_row(piece: Piece, change: Tensor) -> Row:
+    norm = float(torch.linalg.vector_norm(change, dtype=torch.float64))
+    floor = piece.floor(0.0) if piece.floor else 0.0
+    gone = norm <= CANCELS * floor
+    return Row(
+        module=piece.module,
+        block=piece.block,
+        rank_before=piece.rank_before,
+        rank_after=None if norm and not gone else 0,
+        norm=0.0 if gone else norm,
+        energy=1.0,
+        error=0.0,
+        note="cancels out" if gone and floor else "kept whole" if norm else "",
+    )
+
+
+def as_dora(piece: Piece, adapter: Lora, row: Row) -> tuple[Adapter, Row]:
+    """Return the DoRA nearest to the exact ΔW in the directions of a LoRA, and its error.
+
+    The magnitude of each output is free, so the error is never above the LoRA's.
+    """
+    if piece.base is None:
+        raise AdapterError(
+            f"{piece.module} expected the weight that a DoRA is taken on, found none; name the "
+            "model with --against"
+        )
+    base, truth = piece.base().double(), _dense(piece).double()
+    change = dense(adapter.change())
+    magnitude = magnitude_for(base, change, base + truth)
+    found = Dora(
+        inner=adapter, magnitude=magnitude.float().unsqueeze(1), role="dora_scale", axis="output"
+    )
+    off = float(torch.linalg.vector_norm(dense_change(found, base) - truth))
+    norm = row.norm or 0.0
+    error = off / norm if norm else 0.0
+    return found, replace(row, error=error, energy=max(0.0, 1 - error**2))
+
+
+def dense_change(adapter: Adapter, base: Tensor | None = None) -> Tensor:
+    """Return ΔW as a matrix [out, in · kh · kw]."""
+    change = adapter.change(base)
+    return dense(change) if isinstance(change, Factors) else change
+
+
+def _within_size(
+    solved: Mapping[Piece, Found], rule: RankRule, itemsize: int
+) -> Iterator[tuple[Piece, Found]]:
+    """Spend `rule.size` over all layers at once."""
+    ranks = ranks_for_size(
+        {piece.module: found.worth for piece, (found, _) in solved.items()},
+        {piece.module: piece.bytes_a_rank * itemsize for piece in solved},
+        rule.size or 0,
+        overhead={piece.module: KEY_OVERHEAD for piece in solved},
+        caps={piece.module: rule.cap(piece.conv) for piece in solved},
+    )
+    for piece, (found, _) in solved.items():
+        yield piece, (found, ranks[piece.module])
+
+
+def _adapter(piece: Piece, found: Svd, rank: int, alpha: float | None) -> Lora:
+    factors = balanced(found, rank)
+    up, down = factors.up.float(), factors.down.float().reshape(rank, *piece.shape[1:])
+    if len(piece.shape) > 2:
+        up = up.reshape(up.shape[0], rank, *(1 for _ in piece.shape[2:]))
+    stored = float(rank) if alpha is None else alpha
+    if stored != rank:
+        factor = math.sqrt(rank / abs(stored))
+        up, down = up * math.copysign(factor, stored), down * factor
+    return Lora(up=up, down=down, alpha=stored)
+
+
+def _row(piece: Piece, spectrum: Spectrum, rank: int) -> Row:
+    energy, error = kept(spectrum.svd.s, rank, energy_total=spectrum.energy)
+    return Row(
+        module=piece.module,
+        block=piece.block,
+        rank_before=piece.rank_before,
+        rank_after=rank,
+        norm=math.sqrt(spectrum.energy),
+        energy=energy,
+        error=error,
+        note=spectrum.note,
+        score_kept=_score(spectrum, rank - 1),
+        score_cut=_score(spectrum, rank),
+    )
+
+
+def _score(spectrum: Spectrum, place: int) -> float | None:
+    """Return a direction's score, None where there is none or it is infinite."""
+    if spectrum.scores is None or not 0 <= place < len(spectrum.scores):
+        return None
+    score = float(spectrum.scores[place])
+    return score if math.isfinite(score) else None
