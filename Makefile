@@ -1,6 +1,6 @@
 # make venv   a virtual environment in .venv      make test   the tests
 # make demo   every command on small models       make check  all that CI runs
-# make site   the docs as a site in .cache/site
+# make site   the docs as a site in .cache/site  make bench  the speed, on SD 1.5, in minutes
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python

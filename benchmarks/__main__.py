@@ -1,37 +1,47 @@
-"""Run a set of benchmarks: python -m benchmarks [NAME]... [options of each]."""
+"""Run benchmarks: python -m benchmarks [NAME]... [--architecture sd1|sdxl|flux]."""
 
-import argparse
+import sys
+from collections.abc import Callable, Mapping
 
 from benchmarks import (
     bench_apply,
     bench_extract,
+    bench_gpu,
     bench_merge,
     bench_methods,
+    bench_peers,
     bench_resize,
+    bench_start,
+    bench_svd,
     measure,
+    options,
 )
 
-BENCHMARKS = {
-    "merge": bench_merge,
-    "resize": bench_resize,
-    "extract": bench_extract,
-    "apply": bench_apply,
-    "methods": bench_methods,
+BENCHMARKS: Mapping[str, Callable[[options.Options], bool]] = {
+    "start": bench_start.run,
+    "svd": bench_svd.run,
+    "merge": bench_merge.run,
+    "resize": bench_resize.run,
+    "extract": bench_extract.run,
+    "apply": bench_apply.run,
+    "methods": bench_methods.run,
+    "peers": bench_peers.run,
+    "gpu": bench_gpu.run,
 }
+"""Each tells whether the results are what they must be."""
 
 
 def main() -> None:
     """Run the benchmarks that are named, or all of them."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
-    given, passed_on = parser.parse_known_args()
-    unknown = [name for name in given.names if name not in BENCHMARKS]
-    if unknown:
-        parser.error(f"no benchmark {unknown[0]}; there are {', '.join(BENCHMARKS)}")
+    names, given = options.parse(__doc__, BENCHMARKS)
     print(measure.versions())
-    for name in given.names or BENCHMARKS:
+    wrong = []
+    for name in names:
         print(f"\n{name}", flush=True)
-        BENCHMARKS[name].main(passed_on)
+        if not BENCHMARKS[name](given):
+            wrong.append(name)
+    if wrong:
+        sys.exit(f"wrong results: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """`merge --into`: a LoRA baked into a checkpoint, against copying that checkpoint."""
 
-import sys
+from benchmarks import full_size, measure, process, truth
+from benchmarks.options import Options
 
-from benchmarks import full_size, measure, options, truth
 
-
-def main(arguments: list[str] | None = None) -> None:
+def run(given: Options) -> bool:
     """Bake two LoRAs of rank 32 at 0.7 and -0.4; check the result element by element."""
-    given = options.parse(__doc__, "sdxl", arguments)
     base = full_size.checkpoint(given.architecture, factor=given.factor)
     size = base.stat().st_size
     layers = truth.layers(given.architecture, factor=given.factor)
@@ -19,7 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
         out = full_size.output("apply")
         limit = measure.copy_and_sync(base, full_size.FOLDER)
         stack = [f"{path}:{strength}" for path, strength in loras.items()]
-        took = measure.lorakit("merge", *stack, "--into", base, "-o", out, threads=given.threads)
+        took = process.lorakit("merge", *stack, "--into", base, "-o", out, given=given)
         measure.show(title, took, limit=limit, limit_name="copy and sync", size=size)
         wrong = truth.inexact(base, out, loras, truth.spread(layers, given.samples))
         wrong += truth.changed_elsewhere(base, out, touched)
@@ -30,10 +28,4 @@ def main(arguments: list[str] | None = None) -> None:
         print("".join(f"    {line}\n" for line in wrong[:5]), end="")
         failed |= bool(wrong)
         out.unlink()
-    if failed:
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    print(measure.versions())
-    main()
+    return not failed

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import full_size, measure, options, truth
+from benchmarks import full_size, measure, process, truth
 from benchmarks.layer import Layer
+from benchmarks.options import Options
 
 STRENGTHS = (0.8, 0.6, -0.5)
 METHODS = ("linear", "ties", "dare-ties", "karcher", "tsv", "iso-c", "ctm")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def run(given: Options) -> bool:
     """Merge three LoRAs of rank 32 by several methods; show time, memory and the limits."""
-    given = options.parse(__doc__, "sdxl", arguments)
     files = [
         full_size.lora(given.architecture, 32, factor=given.factor, seed=seed) for seed in range(3)
     ]
@@ -22,8 +22,8 @@ def main(arguments: list[str] | None = None) -> None:
     size = sum(path.stat().st_size for path in files)
     for method in METHODS:
         out = full_size.output("methods")
-        took = measure.lorakit(
-            "merge", *stack, "--method", method, "--rank", "32", "-o", out, threads=given.threads
+        took = process.lorakit(
+            "merge", *stack, "--method", method, "--rank", "32", "-o", out, given=given
         )
         limit = measure.read_all(*files) + measure.copy_and_sync(out, full_size.FOLDER)
         name = "reading and writing"
@@ -35,8 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"  forming the dense deltas once {forming:.2f} s, copy and sync {copying:.2f} s")
     for method in ("linear", "ties"):
         out = full_size.output("methods")
-        took = measure.lorakit(
-            "merge", *stack, "--method", method, "--into", base, "-o", out, threads=given.threads
+        took = process.lorakit(
+            "merge", *stack, "--method", method, "--into", base, "-o", out, given=given
         )
         measure.show(
             f"{method} into the checkpoint",
@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
             size=base.stat().st_size,
         )
         out.unlink()
+    return True
 
 
 def formed(files: list[Path], layers: list[Layer]) -> float:
@@ -59,8 +60,3 @@ def formed(files: list[Path], layers: list[Layer]) -> float:
             torch.mm(up, down)
             seconds += time.perf_counter() - start
     return seconds
-
-
-if __name__ == "__main__":
-    print(measure.versions())
-    main()

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import synthetic
 
-from benchmarks import ROOT, flux, measure
+from benchmarks import ROOT, flux, process
+from benchmarks.options import Options
 
 FOLDER = ROOT / ".cache" / "bench"
 TUNING = synthetic.Tuning(rank=64)
@@ -21,8 +22,9 @@ def checkpoint(architecture: str, *, factor: int = 1, tuned: bool = False) -> Pa
     def write(path: Path) -> None:
         if architecture == "flux" and tuned:
             plain, change = checkpoint("flux", factor=factor), lora("flux", 32, factor=factor)
-            measure.lorakit("merge", change, "--into", plain, "-o", f"{path}.safetensors")
-            Path(f"{path}.safetensors").replace(path)
+            out = Path(f"{path}.safetensors")
+            process.lorakit("merge", change, "--into", plain, "-o", out, given=Options())
+            out.replace(path)
             return
         if architecture == "flux":
             flux.write_checkpoint(path, factor=factor)
@@ -60,7 +62,7 @@ def _cached(name: str, factor: int, write: Callable[[Path], None]) -> Path:
     small = f"-small{factor}" if factor > 1 else ""
     path = FOLDER / f"{name}{small}.safetensors"
     if not path.exists():
-        print(f"making {path.relative_to(ROOT)}", flush=True)
+        print(f"making {path.name}", flush=True)
         half_made = path.with_suffix(".tmp")
         write(half_made)
         half_made.replace(path)

@@ -1,87 +1,17 @@
-"""Time and memory of a command, and the limits of the machine it ran on."""
+"""The limits of the machine, and how a command compares with them."""
 
-import json
 import os
 import platform
-import subprocess
-import sys
-import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks import ROOT
+from benchmarks import process
 
 BLOCK = 8 * 2**20
-SAMPLE_SECONDS = 0.01
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What a command took, and the JSON object that it printed."""
-
-    seconds: float
-    peak: int
-    report: dict[str, Any]
-
-
-def lorakit(*arguments: str | Path, threads: int | None = None) -> Measured:
-    """Run `python -m lorakit ... --json` in a process of its own."""
-    workers = ["--threads", str(threads)] if threads else []
-    command = [sys.executable, "-m", "lorakit", *map(str, arguments), *workers, "--json"]
-    print("$ lorakit", *(_short(argument) for argument in arguments), flush=True)
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    start = time.perf_counter()
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        memory = _Memory(process.pid)
-        output, errors = process.communicate()
-    seconds = time.perf_counter() - start
-    if process.returncode:
-        sys.exit(f"lorakit failed with {process.returncode}: {errors.strip()}")
-    return Measured(seconds=seconds, peak=memory.peak(), report=json.loads(output))
-
-
-class _Memory:
-    """Watches the anonymous memory of a process; mapped files are the kernel's to give back."""
-
-    def __init__(self, pid: int) -> None:
-        self._status = Path(f"/proc/{pid}/status")
-        self._peak = 0
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def peak(self) -> int:
-        self._thread.join()
-        return self._peak or _largest_child()
-
-    def _watch(self) -> None:
-        # A process that has ended has no RssAnon line, or no file at all.
-        while (now := self._now()) is not None:
-            self._peak = max(self._peak, now)
-            time.sleep(SAMPLE_SECONDS)
-
-    def _now(self) -> int | None:
-        try:
-            lines = self._status.read_text().splitlines()
-        except OSError:
-            return None
-        found = [line for line in lines if line.startswith("RssAnon:")]
-        return int(found[0].split()[1]) * 1024 if found else None
-
-
-def _largest_child() -> int:
-    if sys.platform == "win32":
-        return 0
-    import resource
-
-    size = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return size if sys.platform == "darwin" else size * 1024
+FEWEST_ROUNDS = 2
 
 
 def copy_and_sync(source: Path, folder: Path) -> float:
@@ -109,17 +39,42 @@ def read_all(*files: Path) -> float:
     return time.perf_counter() - start
 
 
-def gemm_rate(*, width: int = 40, seconds: float = 1.0) -> float:
-    """Return the fp32 FLOP/s of [1280, 5120] @ [5120, width] on all cores."""
-    left, right = torch.randn(1280, 5120), torch.randn(5120, width)
-    rounds, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        left @ right
-        rounds += 1
-    return rounds * 2 * 1280 * 5120 * width / (time.perf_counter() - start)
+def gemm_rate(
+    *,
+    width: int = 40,
+    seconds: float = 1.0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    """Return the FLOP/s of [1280, 5120] @ [5120, width] on a device."""
+    left = torch.randn(1280, 5120, device=device, dtype=dtype)
+    right = torch.randn(5120, width, device=device, dtype=dtype)
+    one = fastest(lambda: left @ right, seconds=seconds, device=device)
+    return 2 * left.numel() * width / one
 
 
-def show(title: str, measured: Measured, *, limit: float, limit_name: str, size: int) -> None:
+def fastest(function: Callable[[], object], *, seconds: float, device: str = "cpu") -> float:
+    """Return the seconds of the fastest call, among all that fit a time, and two at the least."""
+    finish(device)
+    found: list[float] = []
+    begin = time.perf_counter()
+    while len(found) < FEWEST_ROUNDS or time.perf_counter() - begin < seconds:
+        start = time.perf_counter()
+        function()
+        finish(device)
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def finish(device: str) -> None:
+    """Wait until a graphics card has done all that it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def show(
+    title: str, measured: process.Measured, *, limit: float, limit_name: str, size: int
+) -> None:
     """Print one line of results: time against the limit, throughput and memory.
 
     Args:
@@ -129,10 +84,13 @@ def show(title: str, measured: Measured, *, limit: float, limit_name: str, size:
         limit_name: what the limit is.
         size: the bytes of the files read.
     """
+    start = process.start(measured.device)
     print(
-        f"  {title}: {measured.seconds:.2f} s, {size / measured.seconds / 1e9:.2f} GB/s, "
-        f"peak {measured.peak / 2**20:.0f} MiB; {limit_name} {limit:.2f} s, "
-        f"ratio {measured.seconds / limit:.2f}"
+        f"  {title} on {measured.device}: {measured.seconds:.2f} s, "
+        f"{size / measured.seconds / 1e9:.2f} GB/s, peak {measured.peak / 2**20:.0f} MiB; "
+        f"{limit_name} {limit:.2f} s, ratio {measured.seconds / limit:.2f}, "
+        f"{(measured.seconds - start) / limit:.2f} without the start of {start:.2f} s",
+        flush=True,
     )
 
 
@@ -142,10 +100,26 @@ def versions() -> str:
 
     return (
         f"Python {platform.python_version()}, torch {torch.__version__}, "
-        f"safetensors {safetensors.__version__}, {os.cpu_count()} cores, {platform.platform()}"
+        f"safetensors {safetensors.__version__}, {os.cpu_count()} cores ({_processor()}), "
+        f"{platform.platform()}"
     )
 
 
-def _short(argument: str | Path) -> str:
-    text = str(argument)
-    return text.replace(str(ROOT) + os.sep, "")
+def device_name(device: str) -> str:
+    """Return what a device is called, with the memory of a graphics card."""
+    if not device.startswith("cuda"):
+        return f"{device} ({_processor()})"
+    card = torch.cuda.get_device_properties(device)
+    return (
+        f"{device} ({card.name}, {card.total_memory / 2**30:.0f} GiB, "
+        f"CUDA {torch.version.cuda}, compute capability {card.major}.{card.minor})"
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

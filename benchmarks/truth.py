@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,6 +46,12 @@ def spread(items: list[Layer], count: int) -> list[Layer]:
 def numel(items: Iterable[Layer]) -> int:
     """Return the number of weights in these layers."""
     return sum(math.prod(layer.shape) for layer in items)
+
+
+def reduction_flops(items: Iterable[Layer], *, rank: int, kept: int) -> int:
+    """Return the FLOPs that cutting factors of a rank takes: their Gram matrices, and the turns."""
+    sides = sum(layer.shape[0] + math.prod(layer.shape[1:]) for layer in items)
+    return 2 * sides * rank * (rank + kept)
 
 
 FLOAT64_SUM = 2.0**-44
@@ -99,15 +106,48 @@ def best_error(dense: Tensor, rank: int) -> float:
     return math.sqrt(float(squares[rank:].sum() / squares.sum()))
 
 
-def excess(found: Mapping[Layer, Tensor], exact: Mapping[Layer, Tensor], rank: int) -> str:
-    """Compare results with the best of their rank, and say by how much they are worse."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Excess:
+    """How results compare with the best of their rank: the mean error, and the largest ratio."""
+
+    mean: float
+    worst: float
+    rank: int
+
+    def __str__(self) -> str:
+        return (
+            f"mean error {self.mean:.4f}, at most {self.worst:.4f} times the best rank {self.rank}"
+        )
+
+
+def excess(found: Mapping[Layer, Tensor], exact: Mapping[Layer, Tensor], rank: int) -> Excess:
+    """Compare results with the best of their rank."""
     worst, errors = 0.0, []
     for layer, expected in exact.items():
         best = best_error(expected, rank)
         errors.append(relative_error(found[layer], expected))
         worst = max(worst, errors[-1] / best if best > 1e-3 else 0.0)
-    mean = sum(errors) / len(errors)
-    return f"mean error {mean:.4f}, at most {worst:.4f} times the best rank {rank}"
+    return Excess(mean=sum(errors) / len(errors), worst=worst, rank=rank)
+
+
+def distance(one: File, other: File, layer: Layer) -> float:
+    """Return ‖ΔW − ΔW'‖ / ‖ΔW‖ of a layer in two kohya LoRAs, from factors that are [m, 2r]."""
+    ups, downs = [], []
+    for file, sign in ((one, 1.0), (other, -1.0)):
+        up, down = (factor.double() for factor in file.factors(layer))
+        scale = float(file.get(f"{layer.name}.alpha")) / down.shape[0]
+        ups.append(up * (sign * scale))
+        downs.append(down)
+    whole = torch.linalg.vector_norm(_core(ups[:1], downs[:1]))
+    return float(torch.linalg.vector_norm(_core(ups, downs)) / whole)
+
+
+def _core(ups: list[Tensor], downs: list[Tensor]) -> Tensor:
+    """Return a small matrix as long as up @ down, with no cancellation in its making."""
+    left = torch.linalg.qr(torch.cat(ups, dim=1)).R
+    right = torch.linalg.qr(torch.cat(downs).T).R
+    core: Tensor = left @ right.T
+    return core
 
 
 def inexact(base: Path, out: Path, loras: Mapping[Path, float], checked: list[Layer]) -> list[str]:

@@ -167,7 +167,7 @@ def _open(path: str | Path | Mapping[str, Tensor]) -> tuple[TensorSource, AlphaO
     if not isinstance(path, Mapping) and Path(path).is_dir() and is_peft_folder(Path(path)):
         return open_peft(Path(path))
     source: TensorSource = DictSource(path) if isinstance(path, Mapping) else open_source(path)
-    return source, alpha_from_metadata(source.metadata)
+    return source, alpha_from_metadata(source.metadata, source.name)
 
 
 def _check_claims(name: str, keys: LoraKeys, allow_unmatched: bool) -> None:

@@ -6,11 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lorakit.errors import AdapterError, FileFormatError
 from lorakit.linalg.rotations import Cayley
+from lorakit.peftpatterns import Patterns
+from lorakit.tensorfile.reading import parse_json, reading
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -44,18 +47,22 @@ def read_config(folder: Path) -> dict[str, Any]:
         AdapterError: it asks for something that a plain LoRA does not have.
     """
     path = folder / CONFIG
+    with reading(path):
+        raw = path.read_bytes()
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = parse_json(raw)
+    except ValueError as error:
         raise FileFormatError(f"{path}: expected JSON, found {error}; save it again.") from None
     kind = config.get("peft_type", "LORA") if isinstance(config, dict) else type(config).__name__
     if not isinstance(config, dict) or str(kind).upper() not in _TYPES:
         raise FileFormatError(
-            f"{path}: expected peft_type {', '.join(_TYPES)}, found {kind}; merge it with PEFT."
+            f"{path}: expected peft_type {', '.join(_TYPES)}, found {str(kind)[:60]}; merge it "
+            "with PEFT."
         )
     asked = [name for flag, name in _REFUSED.items() if config.get(flag)]
-    if str(config.get("init_lora_weights", "")).lower().startswith(_CHANGED_BASE):
-        asked.append(f"{config['init_lora_weights']}, which changed the base when it began")
+    begun = str(config.get("init_lora_weights", ""))
+    if begun.lower().startswith(_CHANGED_BASE):
+        asked.append(f"{begun[:60]}, which changed the base when it began")
     if asked:
         raise AdapterError(
             f"{path}: expected a plain LoRA, found {', '.join(asked)}; merge it with PEFT first."
@@ -77,7 +84,7 @@ def cayley_from_config(config: Mapping[str, Any]) -> Cayley | None:
     )
 
 
-def alpha_from_config(config: Mapping[str, Any]) -> AlphaOf:
+def alpha_from_config(config: Mapping[str, Any], name: str) -> AlphaOf:
     """Return the alpha of each module as PEFT understands the configuration.
 
     For rank 0, a LoKr of whole matrices, it is the scale itself: PEFT divides by the configured
@@ -86,43 +93,108 @@ def alpha_from_config(config: Mapping[str, Any]) -> AlphaOf:
     The patterns are tried in their order and the first that matches the end of the module's path
     wins; with rsLoRA the scale is alpha / √rank, so alpha · √rank stands for it.
 
+    Args:
+        config: as it was read.
+        name: what errors call it.
+
+    Raises:
+        AdapterError: an alpha or a rank is no number, or a pattern cannot be tried; the function
+            that is returned raises it too.
+
     Source: PEFT 0.21.2, `get_pattern_key`.
     """
-    patterns: Mapping[str, Any] = config.get("alpha_pattern") or {}
-    default = config.get("lora_alpha", config.get("alpha"))
+    default = _alpha(config.get("lora_alpha", config.get("alpha")), name)
     rooted = bool(config.get("use_rslora"))
-
-    ranks: Mapping[str, Any] = config.get("rank_pattern") or {}
-
-    def matching(path: str, patterns: Mapping[str, Any], default: Any) -> Any:
-        hits = (value for p, value in patterns.items() if re.match(rf"(.*\.)?({p})$", path))
-        return next(hits, default)
+    alphas = _patterns(config, "alpha_pattern", _alpha, name)
+    # Needed by a LoKr of whole matrices alone.
+    ranks = cache(lambda: _patterns(config, "rank_pattern", _rank, name))
 
     def alpha_of(path: str, rank: int) -> float | None:
-        alpha = matching(path, patterns, default)
-        if alpha is None:
-            return None
-        if not rank:
-            return float(alpha) / float(matching(path, ranks, config.get("r", 1)))
-        return float(alpha) * (math.sqrt(rank) if rooted else 1.0)
+        try:
+            alpha = alphas.value(path, default)
+            if alpha is None:
+                return None
+            if not rank:
+                return alpha / (ranks().value(path, _rank(config.get("r", 1), name)) or 1.0)
+        except AdapterError as error:
+            raise _named(error, f"{name}: {path[:60]}") from None
+        return alpha * (math.sqrt(rank) if rooted else 1.0)
 
     return alpha_of
 
 
-def alpha_from_metadata(metadata: Mapping[str, str]) -> AlphaOf:
+def _patterns(
+    config: Mapping[str, Any],
+    key: str,
+    read: Callable[[Any, str], float | None],
+    name: str,
+) -> Patterns:
+    table = config.get(key) or {}
+    if not isinstance(table, dict):
+        raise AdapterError(f"{name}: expected an object as {key}, found {_short(table)}.")
+    try:
+        return Patterns.of({pattern: read(value, name) for pattern, value in table.items()})
+    except AdapterError as error:
+        raise _named(error, name) from None
+
+
+def _named(error: AdapterError, name: str) -> AdapterError:
+    """Put before an error which file it is of, unless it says so."""
+    told = str(error)
+    return error if told.endswith(".") else AdapterError(f"{name} {told}.")
+
+
+def _alpha(value: Any, name: str) -> float | None:
+    if value is None:
+        return None
+    fine = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+    if not fine:
+        raise AdapterError(
+            f"{name}: expected a finite number as alpha, found {_short(value)}; save it again."
+        )
+    return float(value)
+
+
+def _rank(value: Any, name: str) -> float:
+    if type(value) is not int or not 0 < value < 2**31:
+        raise AdapterError(
+            f"{name}: expected a positive whole number as rank, found {_short(value)}; save it "
+            "again."
+        )
+    return float(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 2**63 else "a huge number"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def alpha_from_metadata(metadata: Mapping[str, str], name: str) -> AlphaOf:
     """Return the alpha that diffusers keeps in a file's header, by component.
+
+    Args:
+        metadata: the header's.
+        name: what errors call the file.
+
+    Raises:
+        AdapterError: as `alpha_from_config`.
 
     Source: diffusers 0.42.1, `lora_adapter_metadata`: flat keys such as `unet.lora_alpha`.
     """
     try:
-        flat = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
-        flat = {}
+        flat = parse_json(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError as error:
+        flat = error
+    if not isinstance(flat, dict):
+        raise AdapterError(
+            f"{name}: expected a JSON object as lora_adapter_metadata, where the alphas are, found "
+            f"{_short(flat)}; remove or repair that key with lorakit metadata."
+        )
     configs: dict[str, dict[str, Any]] = {}
-    for key, value in flat.items() if isinstance(flat, dict) else ():
+    for key, value in flat.items():
         component, _, field = key.partition(".")
         configs.setdefault(component, {})[field] = value
-    readers = {component: alpha_from_config(config) for component, config in configs.items()}
+    readers = {c: alpha_from_config(config, name) for c, config in configs.items()}
 
     def alpha_of(path: str, rank: int) -> float | None:
         component, _, rest = path.partition(".")
@@ -138,6 +210,7 @@ class PeftLayer:
     rank: int
     alpha: float
     dora: bool = False
+    bias: bool = False
 
 
 def format_config(layers: Mapping[str, PeftLayer]) -> str:
@@ -168,6 +241,7 @@ def format_config(layers: Mapping[str, PeftLayer]) -> str:
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": any(layer.dora for layer in layers.values()),
+        **({"lora_bias": True} if any(layer.bias for layer in layers.values()) else {}),
     }
     return json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 

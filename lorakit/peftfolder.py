@@ -108,7 +108,7 @@ def open_peft(folder: Path) -> tuple[TensorSource, AlphaOf]:
     """
     if (folder / CONFIG).is_file():
         config = read_config(folder)
-        alpha_of = alpha_from_config(config)
+        alpha_of = alpha_from_config(config, str(folder / CONFIG))
         source = _turned(_weights(folder), cayley_from_config(config))
         return source, lambda path, rank: alpha_of(_below(path), rank)
     found = {
@@ -123,7 +123,10 @@ def open_peft(folder: Path) -> tuple[TensorSource, AlphaOf]:
         name: _turned(_weights(place), cayley_from_config(configs[name]))
         for name, place in found.items()
     }
-    readers = {name: alpha_from_config(config) for name, config in configs.items()}
+    readers = {
+        name: alpha_from_config(config, str(found[name] / CONFIG))
+        for name, config in configs.items()
+    }
     specs = {f"{name}.{key}": s for name, part in parts.items() for key, s in part.specs.items()}
     joined = Joined(name=str(folder), parts=parts, specs=specs, metadata={})
     return joined, _by_component(readers)

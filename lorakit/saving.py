@@ -173,6 +173,12 @@ def _roles(lora: LoraFile, module: str, adapter: Adapter, dialect: str) -> dict[
         tensors = {"diff_b": tensors["diff"]}
     if dialect in WITH_ALPHA:
         return tensors
+    layer = lora.adapters.get(module.removesuffix(BIAS))
+    if module.endswith(BIAS) and "diff_b" in tensors and isinstance(layer, Lora):
+        # PEFT scales the bias as it scales the factors.
+        scale = 1.0 if dialect == "diffusers" or layer.mid is not None else layer.scale
+        if scale:
+            return {"lora_B.bias": tensors["diff_b"].float() / scale}
     if isinstance(adapter, Lora):
         return _without_alpha(adapter, folded=dialect == "diffusers")
     if isinstance(adapter, Dora) and isinstance(adapter.inner, Lora) and adapter.axis == "output":
@@ -285,5 +291,6 @@ def _peft_layers(lora: LoraFile) -> dict[str, PeftLayer]:
             rank=inner.rank,
             alpha=inner.alpha if inner.mid is None else float(inner.rank),
             dora=isinstance(adapter, Dora),
+            bias=module + BIAS in lora.adapters,
         )
     return layers

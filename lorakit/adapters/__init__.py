@@ -4,6 +4,7 @@ A kind is a function from the module's tensors by role to an `Adapter`. A new ki
 and its line in `BUILDERS`.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 
 from torch import Tensor
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 
+LARGEST = 2**31
+"""Weights of a layer: sixteen times those of the largest that any known model has."""
 Builder = Callable[[Mapping[str, Tensor], float | None], Adapter]
 
 BUILDERS: Mapping[str, Builder] = {
@@ -78,9 +81,19 @@ def build(kinds: Collection[str], tensors: Mapping[str, Tensor], alpha: float | 
             f"({', '.join(sorted(tensors))}); the file is incomplete or two files in one"
         )
     if "dora" not in kinds:
-        return BUILDERS[inner[0]](tensors, alpha)
+        return _sized(BUILDERS[inner[0]](tensors, alpha))
     parts = {role: tensor for role, tensor in tensors.items() if role not in dora.ROLES}
-    found = BUILDERS[inner[0]](parts, alpha)
+    found = _sized(BUILDERS[inner[0]](parts, alpha))
     if found.needs_base or is_vector(found.shape):
         raise AdapterError(f"expected a magnitude beside a LoRA, found it beside {found.kind}")
     return dora.wrap(found, tensors)
+
+
+def _sized(found: Adapter) -> Adapter:
+    """Refuse a ΔW that no layer has: two vectors of a few megabytes can claim one of terabytes."""
+    if math.prod(found.shape) > LARGEST:
+        raise AdapterError(
+            f"expected a layer of at most {LARGEST} weights, found {list(found.shape)}; the file "
+            "is damaged or made to fill your memory"
+        )
+    return found

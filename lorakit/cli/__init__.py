@@ -8,7 +8,7 @@ from types import TracebackType
 import click
 
 from lorakit.cli._guard import INTERRUPTED, Refused, WrongUsage
-from lorakit.cli._letters import never_fail_on_a_letter
+from lorakit.cli._letters import never_fail_on_a_letter, printable
 from lorakit.version import VERSION
 
 __all__ = ["MENU", "load_command", "lorakit", "main"]
@@ -89,7 +89,7 @@ def _say_once(kind: type[BaseException], error: BaseException, trace: TracebackT
         sys.__excepthook__(kind, error, trace)
         return
     click.echo(
-        f"lorakit: internal error, {kind.__name__}: {error}; "
+        f"lorakit: internal error, {kind.__name__}: {printable(str(error))}; "
         "run it again with -vv and report what it prints.",
         err=True,
     )

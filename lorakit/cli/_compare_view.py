@@ -8,8 +8,8 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from lorakit.cli._letters import printable
 from lorakit.cli._render import say, show_table
-from lorakit.cli._words import printable
 
 if TYPE_CHECKING:
     from lorakit.operations.comparison import Compared, Comparison
@@ -67,7 +67,7 @@ def _table(found: "Comparison", rows: "Sequence[Compared]", *, layers: bool = Fa
         energy = [f"{row.energy or 0.0:.1%}"] if kept else []
         cells = [*_cells(found, row, pairs), *energy]
         if layers:
-            table.add_row(row.block, *cells, Text(row.module))
+            table.add_row(row.block, *cells, Text(printable(row.module)))
         else:
             table.add_row(row.block, str(row.layers), *cells)
     return table

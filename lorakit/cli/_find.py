@@ -1,8 +1,8 @@
 """A recipe's inputs, found again by name and recognised by content."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from glob import escape
+from functools import cache
 from pathlib import Path
 
 from lorakit.cli._inputs import header_of, open_stored
@@ -48,9 +48,15 @@ def find_inputs(
     for folder in folders:
         if not folder.is_dir():
             raise FileFormatError(f"{folder}: expected a folder, found none; check --lora-dir.")
-    told = named or {}
+    told, below = named or {}, _below(folders)
+    # A recipe from elsewhere may name a file a thousand times.
+    hashed = cache(_hash)
     return tuple(
-        _recognised(wanted, [told[wanted]] if wanted in told else _places(wanted, recipe, folders))
+        _recognised(
+            wanted,
+            [told[wanted]] if wanted in told else _places(wanted, recipe, folders, below),
+            hashed,
+        )
         for wanted in recipe.wanted
     )
 
@@ -82,11 +88,21 @@ def _searched(recipe: Recipe, folders: Sequence[Path]) -> tuple[Path, ...]:
     return (recipe.file.absolute().parent, Path.cwd(), *folders)
 
 
-def _places(wanted: Wanted, recipe: Recipe, folders: Sequence[Path]) -> Iterator[Path]:
+def _below(folders: Sequence[Path]) -> Mapping[str, Sequence[Path]]:
+    """Return all that is in and below the folders, by name."""
+    found: dict[str, list[Path]] = {}
+    for folder in folders:
+        for place in sorted(folder.rglob("*")):
+            found.setdefault(place.name, []).append(place)
+    return found
+
+
+def _places(
+    wanted: Wanted, recipe: Recipe, folders: Sequence[Path], below: Mapping[str, Sequence[Path]]
+) -> Iterator[Path]:
     seen: list[Path] = []
     beside = (folder / wanted.name for folder in _searched(recipe, folders))
-    below = (file for folder in folders for file in sorted(folder.rglob(escape(wanted.name))))
-    for place in (*beside, *below):
+    for place in (*beside, *below.get(wanted.name, ())):
         real = place.resolve()
         # What is repeated is not its own input, even if it has the name of one.
         if place.exists() and real not in (*seen, recipe.file.resolve()):
@@ -94,10 +110,12 @@ def _places(wanted: Wanted, recipe: Recipe, folders: Sequence[Path]) -> Iterator
             yield place
 
 
-def _recognised(wanted: Wanted, places: Iterator[Path] | Sequence[Path]) -> Input:
+def _recognised(
+    wanted: Wanted, places: Iterator[Path] | Sequence[Path], hashed: Callable[[str, Path], str]
+) -> Input:
     found: list[Input] = []
     for place in places:
-        sha256 = _hash(wanted, place)
+        sha256 = hashed(wanted.kind, place)
         fits = sha256 == wanted.sha256
         same = not fits or header_of(place) == wanted.header
         one = Input(
@@ -115,12 +133,12 @@ def _recognised(wanted: Wanted, places: Iterator[Path] | Sequence[Path]) -> Inpu
     return found[0] if found else Input(wanted=wanted, verdict=MISSING)
 
 
-def _hash(wanted: Wanted, place: Path) -> str:
+def _hash(kind: str, place: Path) -> str:
     from lorakit.tensorfile.fingerprint import sample_hash
     from lorakit.tensorfile.metadata import model_hash
 
     try:
         source = open_stored(place)
-        return sample_hash(source) if wanted.kind == MODEL else model_hash(source)
+        return sample_hash(source) if kind == MODEL else model_hash(source)
     except LorakitError:
         return ""

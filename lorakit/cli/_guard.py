@@ -6,6 +6,7 @@ from typing import ParamSpec, TypeVar
 
 import click
 
+from lorakit.cli._letters import printable
 from lorakit.errors import LorakitError, SpecError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -51,6 +52,10 @@ def _verbosity(kwargs: object) -> int:
 
 
 def _sentence(error: BaseException) -> str:
+    return printable(_told(error))
+
+
+def _told(error: BaseException) -> str:
     if isinstance(error, LorakitError):
         return " ".join(str(error).split())
     if isinstance(error, OSError):

@@ -8,9 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lorakit.cli._inspect_words import percent, relative
+from lorakit.cli._letters import printable
 from lorakit.cli._measures import NORM, RANK, RELATIVE, SHARE, Measure, Scale, short_kinds
 from lorakit.cli._render import bytes_text, share_text
-from lorakit.cli._words import FIRST, in_words, label, printable, said
+from lorakit.cli._words import FIRST, in_words, label, said
 from lorakit.names.blocks import format_ids
 from lorakit.pictures.colours import LIGHT, ink_on, step
 

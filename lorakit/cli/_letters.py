@@ -1,4 +1,4 @@
-"""Letters that a console in an old code page lacks: written in ASCII, never a crash."""
+"""Letters that a console cannot take: what an old code page lacks, and what would steer it."""
 
 import codecs
 
@@ -20,6 +20,7 @@ _PLAIN = {
     "ᵢ": "i",
 }
 """What lorakit itself says; other letters, of names and metadata, become '?'."""
+_JOINERS = "\u200c\u200d"
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:
@@ -38,3 +39,13 @@ def never_fail_on_a_letter(stream: object) -> None:
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors=ERRORS)
+
+
+def printable(text: str) -> str:
+    """Return a text that cannot steer a terminal: names and metadata come from files.
+
+    What joins letters in some scripts, and in emoji, stays.
+    """
+    return "".join(
+        c if c.isprintable() or c in _JOINERS else " " if c.isspace() else "?" for c in text
+    )

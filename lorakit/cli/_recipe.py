@@ -1,6 +1,5 @@
 """What made a file: its recipe, read from the header alone and checked."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +10,13 @@ from lorakit.cli._inputs import open_stored
 from lorakit.cli._options import DTYPES
 from lorakit.errors import FileFormatError, SpecError
 from lorakit.tensorfile.metadata import RECIPE_KEY
+from lorakit.tensorfile.reading import parse_json
 from lorakit.version import VERSION
 
 LORA, MODEL = "LoRA", "model"
 COMMANDS = ("merge", "extract", "resize", "cut-blocks", "convert")
 _SHORT = 10
+_LONGEST_NAME = 255
 
 _NUMBER = (int, float)
 _TYPES: Mapping[type | tuple[type, ...], tuple[str, ...]] = {
@@ -124,7 +125,7 @@ def read_recipe(file: Path) -> Recipe | None:
     if RECIPE_KEY not in metadata:
         return None
     with reading_recipe(file):
-        return _recipe(file, json.loads(metadata[RECIPE_KEY]), metadata.get("modelspec.title"))
+        return _recipe(file, parse_json(metadata[RECIPE_KEY]), metadata.get("modelspec.title"))
 
 
 @contextmanager
@@ -200,7 +201,8 @@ def _model(record: Mapping[str, Any]) -> Wanted:
 def _wanted(record: Mapping[str, Any], kind: str, name: str, digest: str) -> Wanted:
     plain = _text(record, name)
     # A recipe from elsewhere must not lead out of the folders that are searched.
-    if plain != Path(plain.replace("\\", "/")).name or plain in ("", ".."):
+    elsewhere = plain != Path(plain.replace("\\", "/")).name or plain in ("", "..")
+    if elsewhere or "\0" in plain or len(plain.encode()) > _LONGEST_NAME:
         raise ValueError(f"an input called {plain!r}")
     return Wanted(
         kind=kind, name=plain, sha256=_text(record, digest), header=_text(record, "header")

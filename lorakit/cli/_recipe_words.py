@@ -1,8 +1,9 @@
 """How a file was made: its recipe in words, read from the header alone."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from lorakit.tensorfile.reading import parse_json
 
 
 def recipe_in_words(text: str) -> str:
@@ -16,7 +17,7 @@ def recipe_in_words(text: str) -> str:
         TypeError: it is no recipe.
         LookupError: something of it is missing.
     """
-    recipe = json.loads(text)
+    recipe = parse_json(text)
     options = dict(recipe.get("options", {}))
     command = str(recipe["command"])
     done = _done(command, recipe["inputs"], options)

@@ -10,6 +10,9 @@ import click
 from rich.console import Console
 from rich.segment import Segment, Segments
 from rich.table import Table
+from rich.text import Text
+
+from lorakit.cli._letters import printable
 
 if TYPE_CHECKING:
     from lorakit.report import Report, Row, Scoring
@@ -81,7 +84,11 @@ def _stripped(line: list[Segment]) -> list[Segment]:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print a sentence, broken between words where a terminal would break it anywhere."""
+    """Print a sentence, broken between words where a terminal would break it anywhere.
+
+    Nothing in it steers a terminal: names and metadata come from files.
+    """
+    text = printable(text)
     if (sys.stderr if err else sys.stdout).isatty():
         text = textwrap.fill(
             text, shutil.get_terminal_size().columns, break_on_hyphens=False, break_long_words=False
@@ -89,11 +96,16 @@ def say(text: str, *, err: bool = False) -> None:
     click.echo(text, err=err)
 
 
+def cells(*texts: str) -> list[Text]:
+    """Return cells of a table; nothing in them is markup or steers a terminal."""
+    return [Text(printable(text)) for text in texts]
+
+
 def _list(what: str, names: Iterable[str]) -> None:
     listed = list(names)
     click.echo(what, err=True)
     for name in listed[:SHOWN]:
-        click.echo(f"  {name}", err=True)
+        click.echo(f"  {printable(name)}", err=True)
     if len(listed) > SHOWN:
         click.echo(f"  and {len(listed) - SHOWN} more", err=True)
 
@@ -115,15 +127,10 @@ def _rows_table(rows: "Iterable[Row]", *, scores: bool) -> Table:
         table.add_column(title, justify="left" if title in ("block", "layer") else "right")
     for row in rows:
         given = (_number(row.score_kept), _number(row.score_cut)) if scores else ()
-        table.add_row(
-            row.block,
-            _ranks(row.rank_before, row.rank_after),
-            _number(row.norm),
-            share_text(row.energy),
-            _number(row.error),
-            *given,
-            f"{row.module}: {row.note}" if row.note else row.module,
-        )
+        numbers = (_number(row.norm), share_text(row.energy), _number(row.error))
+        ranks = _ranks(row.rank_before, row.rank_after)
+        name = f"{row.module}: {row.note}" if row.note else row.module
+        table.add_row(*cells(row.block, ranks, *numbers, *given, name))
     return table
 
 
@@ -132,7 +139,7 @@ def _summary_table(report: "Report") -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in _facts(report):
-        table.add_row(name, value)
+        table.add_row(*cells(name, value))
     return table
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorakit.cli._find import FOUND, Input, check_found, find_inputs
+from lorakit.cli._inputs import lora_sum
 from lorakit.cli._options import Common
 from lorakit.cli._recipe import Recipe, Side, Wanted, read_recipe, reading_recipe
 from lorakit.cli.convert import make as make_converted
@@ -250,7 +251,12 @@ def _specs(side: Side, at: Paths) -> tuple[LoraSpec, ...]:
 
 def _expression(side: Side, at: Paths) -> str:
     loras = [f"{at[lora]}:{strength}" for lora, strength in side.loras]
-    return "+".join(loras if side.model is None else [at[side.model], *loras])
+    text = "+".join(loras if side.model is None else [at[side.model], *loras])
+    expected = [*([] if side.model is None else [at[side.model]]), *(at[w] for w, _ in side.loras)]
+    # A strength from elsewhere must not name one more file.
+    if [spec.path for spec in lora_sum(text)] != expected:
+        raise SpecError(f"the strengths {', '.join(strength for _, strength in side.loras)}")
+    return text
 
 
 def _against(recipe: Recipe, at: Paths) -> str | None:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
+from lorakit.cli._letters import printable
 from lorakit.cli._recipe_words import recipe_in_words
 from lorakit.report import name_some
+from lorakit.tensorfile.reading import parse_json
 
 LONGEST = 300
 """Letters of a value that are shown."""
@@ -78,11 +80,6 @@ def shortened(text: str) -> str:
     return f"{told[:LONGEST]}… ({len(text):,} letters; --json shows all)"
 
 
-def printable(text: str) -> str:
-    """Return a text that cannot steer a terminal: names and metadata come from files."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
-
-
 def said(value: str | None) -> bool:
     """Tell whether a metadata value says anything: kohya writes None for what was not set."""
     return value not in (None, "", "None", "null", "{}", "[]")
@@ -93,7 +90,7 @@ def _any(value: str) -> str:
         return "yes" if value == "True" else "no"
     if value[:1] == "(" and value[-1:] == ")":
         return " x ".join(part.strip() for part in value[1:-1].split(","))
-    return _flat(json.loads(value)) if value[:1] in ("{", "[") else value
+    return _flat(parse_json(value)) if value[:1] in ("{", "[") else value
 
 
 def _flat(found: Any) -> str:
@@ -115,7 +112,7 @@ def _moment(value: str) -> str:
 def _folders(value: str) -> str:
     return ", ".join(
         _times(name, found["img_count"], found.get("n_repeats", 1))
-        for name, found in json.loads(value).items()
+        for name, found in parse_json(value).items()
     )
 
 
@@ -125,14 +122,14 @@ def _times(name: str, images: int, repeats: int) -> str:
 
 def _tags(value: str) -> str:
     counts: Counter[str] = Counter()
-    for tags in json.loads(value).values():
+    for tags in parse_json(value).values():
         counts.update({str(tag).strip(): int(count) for tag, count in tags.items()})
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return name_some((f"{tag} ({count})" for tag, count in ranked), limit=12)
 
 
 def _buckets(value: str) -> str:
-    buckets = json.loads(value)["buckets"].values()
+    buckets = parse_json(value)["buckets"].values()
     return ", ".join(
         f"{bucket['resolution'][0]} x {bucket['resolution'][1]}: {bucket['count']}"
         for bucket in buckets
@@ -140,7 +137,7 @@ def _buckets(value: str) -> str:
 
 
 def _datasets(value: str) -> str:
-    return "; ".join(map(_dataset, json.loads(value)))
+    return "; ".join(map(_dataset, parse_json(value)))
 
 
 def _dataset(found: Mapping[str, Any]) -> str:

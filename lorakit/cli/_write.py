@@ -11,12 +11,15 @@ import click
 from lorakit.cli._options import Common
 from lorakit.cli._progress import watching
 from lorakit.cli._render import show_report
+from lorakit.errors import SpecError
 from lorakit.version import VERSION
 
 if TYPE_CHECKING:
+    from lorakit.linalg.ranks import RankRule
     from lorakit.lorafile import LoraFile
     from lorakit.models import Applied
     from lorakit.operations.pieces import Piece
+    from lorakit.operations.strength import Strength
     from lorakit.report import Report, Verified
     from lorakit.tensorfile.writer import Written
 
@@ -40,6 +43,35 @@ def recipe(command: str, inputs: Sequence[object], options: Mapping[str, Any]) -
         "inputs": list(inputs),
         "options": given,
     }
+
+
+def sized(rule: "RankRule", common: Common, *, made_by: Mapping[str, Any]) -> "RankRule":
+    """Take what the recipe and --metadata take in the header out of a size for the whole file.
+
+    Raises:
+        SpecError: nothing is left.
+    """
+    from lorakit.tensorfile.metadata import RECIPE_KEY, recipe_json
+
+    if rule.size is None:
+        return rule
+    told = dict(common.metadata)
+    if not common.no_metadata:
+        told[RECIPE_KEY] = recipe_json(common.recipe or made_by)
+    taken = len(json.dumps(told, ensure_ascii=False).encode())
+    if taken >= rule.size:
+        raise SpecError(
+            f"--size {rule.size} is less than the recipe and --metadata take ({taken} bytes); give "
+            "a larger size, or --no-metadata."
+        )
+    return replace(rule, size=rule.size - taken)
+
+
+def stored_as(
+    stack: "Sequence[tuple[LoraFile, Strength]]", common: Common
+) -> "list[tuple[LoraFile, Strength]]":
+    """Return a stack in the dtype that is written: a size is spent in bytes of the output."""
+    return [(replace(lora, dtype=common.dtype or lora.dtype), s) for lora, s in stack]
 
 
 def shared_options(common: Common) -> dict[str, Any]:

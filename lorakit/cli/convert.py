@@ -15,7 +15,15 @@ from lorakit.cli._options import (
     writing_options,
 )
 from lorakit.cli._progress import watching
-from lorakit.cli._write import finish_lora, recipe, rule_options, shared_options, show
+from lorakit.cli._write import (
+    finish_lora,
+    recipe,
+    rule_options,
+    shared_options,
+    show,
+    sized,
+    stored_as,
+)
 from lorakit.errors import SpecError
 
 if TYPE_CHECKING:
@@ -96,21 +104,8 @@ def make(
     loaded = load_stack(
         [spec], presets={}, header_only=common.dry_run, allow_unmatched=common.allow_unmatched
     )
-    file = loaded.stack[0][0]
+    ((file, _),) = stored_as(loaded.stack, common)
     base = None if against is None else open_source(against)
-    with watching(quiet=common.quiet) as progress:
-        converted, report = convert_lora(
-            file,
-            dialect=dialect,
-            plain=kind == "lora",
-            rule=rule,
-            against=base,
-            repair=repair,
-            compute=common.compute(),
-            progress=progress,
-        )
-    if common.dry_run:
-        return plan_kept(report, converted, lora=file, compute=common.compute())
     options = {
         "to": dialect,
         "as": kind,
@@ -119,11 +114,25 @@ def make(
         **shared_options(common),
         **rule_options(rule),
     }
+    made_by = recipe("convert", loaded.recipe(), options)
+    with watching(quiet=common.quiet) as progress:
+        converted, report = convert_lora(
+            file,
+            dialect=dialect,
+            plain=kind == "lora",
+            rule=sized(rule, common, made_by=made_by),
+            against=base,
+            repair=repair,
+            compute=common.compute(),
+            progress=progress,
+        )
+    if common.dry_run:
+        return plan_kept(report, converted, lora=file, compute=common.compute())
     return finish_lora(
         converted,
         report,
         common,
-        made_by=recipe("convert", loaded.recipe(), options),
+        made_by=made_by,
         inputs=[*loaded.paths, *([Path(against)] if against else [])],
         pieces=converted_pieces(converted if repair else file, converted, base),
     )

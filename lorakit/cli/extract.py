@@ -16,7 +16,15 @@ from lorakit.cli._options import (
 )
 from lorakit.cli._progress import watching
 from lorakit.cli._sides import Side, open_sides
-from lorakit.cli._write import finish_lora, recipe, rule_options, shared_options, show
+from lorakit.cli._write import (
+    finish_lora,
+    recipe,
+    rule_options,
+    shared_options,
+    show,
+    sized,
+    stored_as,
+)
 from lorakit.errors import SpecError
 
 if TYPE_CHECKING:
@@ -139,18 +147,11 @@ def make(
         exclude=exclude,
         min_change=min_change,
         svd=svd,
+        dtype=common.dtype or Choice().dtype,
     )
+    if kind == "full" and not rule.exact:
+        raise SpecError("--as full keeps ΔW itself, which has no rank; leave the rank rules out.")
     sides = open_sides(original, tuned, presets=presets, common=common)
-    settings: Settings = {
-        "rule": rule,
-        "choice": choice,
-        "alpha": alpha,
-        "dialect": dialect or "kohya",
-    }
-    extracted = _from_loras if sides[0].source is None else _from_models
-    lora, report, pieces = extracted(sides, settings, common)
-    if lora is None:
-        return report
     options = {
         "as": kind,
         "only": only,
@@ -162,11 +163,22 @@ def make(
         **shared_options(common),
         **rule_options(rule),
     }
+    made_by = recipe("extract", [side.recipe for side in sides], options)
+    settings: Settings = {
+        "rule": rule if common.dry_run else sized(rule, common, made_by=made_by),
+        "choice": choice,
+        "alpha": alpha,
+        "dialect": dialect or "kohya",
+    }
+    extracted = _from_loras if sides[0].source is None else _from_models
+    lora, report, pieces = extracted(sides, settings, common)
+    if lora is None:
+        return report
     return finish_lora(
         lora,
         report,
         common,
-        made_by=recipe("extract", [side.recipe for side in sides], options),
+        made_by=made_by,
         inputs=[path for side in sides for path in side.paths],
         pieces=pieces,
     )
@@ -179,7 +191,7 @@ def _from_loras(sides: tuple[Side, Side], settings: "Settings", common: Common) 
     from lorakit.operations.subtract import difference, subtract, subtract_pieces
     from lorakit.tensorfile.source import open_source
 
-    stacks = sides[0].stack, sides[1].stack
+    stacks = stored_as(sides[0].stack, common), stored_as(sides[1].stack, common)
     if settings["choice"].kind != "lora":
         raise SpecError("--as dora and --as full need two models; two LoRAs give a LoRA.")
     base = None if sides[0].base is None else open_source(sides[0].base)
@@ -223,7 +235,7 @@ def _from_models(sides: tuple[Side, Side], settings: "Settings", common: Common)
         allow_unmatched=allowed,
     )
     if common.dry_run:
-        rule, dtype = settings["rule"], common.dtype or "F16"
+        rule, dtype = settings["rule"], settings["choice"].dtype
         plan = plan_lora("extract", pieces, rule=rule, dtype=dtype, inputs=[], compute=compute)
         return None, plan, pieces
     with watching(quiet=common.quiet) as progress:

@@ -35,6 +35,8 @@ from lorakit.cli._write import (
     rule_options,
     shared_options,
     show,
+    sized,
+    stored_as,
 )
 from lorakit.errors import SpecError
 from lorakit.methods.method import Method
@@ -187,7 +189,7 @@ def _into_lora(
     from lorakit.operations.plan import plan_lora
     from lorakit.tensorfile.source import open_source
 
-    stack = loaded.stack
+    stack = stored_as(loaded.stack, common)
     base = None if against is None else open_source(against)
     model = None if base is None else open_model(base)
     pieces, _ = merge_pieces(stack, method=method, rule=rule, model=model)
@@ -196,21 +198,27 @@ def _into_lora(
         loras = [lora for lora, _ in stack]
         dtype = common.dtype or joint_dtype(lora.dtype for lora in loras)
         return plan_lora("merge", pieces, rule=rule, dtype=dtype, inputs=loras, compute=compute)
-    with watching(quiet=common.quiet) as progress:
-        merged, report = merge_loras(
-            stack, method=method, rule=rule, against=base, compute=compute, progress=progress
-        )
     options = {
         "against": None if against is None else model_record(against),
         **shared_options(common),
         **method_parameters(method.filled(into_lora=True)),
         **rule_options(rule),
     }
+    made_by = recipe("merge", loaded.recipe(), options)
+    with watching(quiet=common.quiet) as progress:
+        merged, report = merge_loras(
+            stack,
+            method=method,
+            rule=sized(rule, common, made_by=made_by),
+            against=base,
+            compute=compute,
+            progress=progress,
+        )
     return finish_lora(
         merged,
         report,
         common,
-        made_by=recipe("merge", loaded.recipe(), options),
+        made_by=made_by,
         inputs=[*loaded.paths, *([Path(against)] if against else [])],
         pieces=pieces,
     )

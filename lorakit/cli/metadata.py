@@ -14,9 +14,10 @@ from rich.text import Text
 
 from lorakit.cli._guard import FAILED, guarded
 from lorakit.cli._inspect_view import pairs
+from lorakit.cli._letters import printable
 from lorakit.cli._progress import watching
 from lorakit.cli._render import bytes_text, show_table
-from lorakit.cli._words import in_words, printable, shortened
+from lorakit.cli._words import in_words, shortened
 from lorakit.errors import SpecError
 from lorakit.report import SCHEMA, name_some
 from lorakit.tensorfile.relabel import (

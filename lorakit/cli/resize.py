@@ -12,7 +12,15 @@ from lorakit.cli._completion import complete_names, complete_path
 from lorakit.cli._inputs import load_stack, lora_specs, model_record
 from lorakit.cli._options import Common, rank_options, writing_options
 from lorakit.cli._progress import watching
-from lorakit.cli._write import finish_lora, recipe, rule_options, shared_options, show
+from lorakit.cli._write import (
+    finish_lora,
+    recipe,
+    rule_options,
+    shared_options,
+    show,
+    sized,
+    stored_as,
+)
 from lorakit.errors import SpecError
 
 if TYPE_CHECKING:
@@ -176,8 +184,7 @@ def make(
     loaded = load_stack(
         [spec], presets={}, header_only=common.dry_run, allow_unmatched=common.allow_unmatched
     )
-    # A size is spent in bytes of the output.
-    lora = replace(loaded.stack[0][0], dtype=common.dtype or loaded.stack[0][0].dtype)
+    ((lora, _),) = stored_as(loaded.stack, common)
     base = None if against is None else open_source(against)
     model = None if base is None else open_model(base)
     pieces = resize_pieces(lora, model=model, rescale=rescale)
@@ -187,17 +194,6 @@ def make(
         return plan_lora(
             "resize", pieces, rule=rule, dtype=lora.dtype, inputs=[lora], compute=compute
         )
-    with watching(quiet=common.quiet) as progress:
-        resized, report = resize_lora(
-            lora,
-            rule=rule,
-            against=base,
-            score=yardstick or chosen,
-            rescale=rescale,
-            allow_unmatched=common.allow_unmatched,
-            compute=compute,
-            progress=progress,
-        )
     options = {
         "against": None if against is None else model_record(against),
         "score": chosen,
@@ -205,11 +201,23 @@ def make(
         **shared_options(common),
         **rule_options(rule),
     }
+    made_by = recipe("resize", loaded.recipe(), options)
+    with watching(quiet=common.quiet) as progress:
+        resized, report = resize_lora(
+            lora,
+            rule=sized(rule, common, made_by=made_by),
+            against=base,
+            score=yardstick or chosen,
+            rescale=rescale,
+            allow_unmatched=common.allow_unmatched,
+            compute=compute,
+            progress=progress,
+        )
     return finish_lora(
         resized,
         report,
         common,
-        made_by=recipe("resize", loaded.recipe(), options),
+        made_by=made_by,
         inputs=[*loaded.paths, *([Path(against)] if against else [])],
         pieces=pieces,
         output=output,

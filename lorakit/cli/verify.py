@@ -14,8 +14,8 @@ from lorakit.cli._guard import FAILED, guarded
 from lorakit.cli._options import Common, device_option
 from lorakit.cli._pages import keep_pages
 from lorakit.cli._progress import watching
-from lorakit.cli._render import say, show_table
-from lorakit.errors import FileFormatError, LorakitError
+from lorakit.cli._render import cells, say, show_table
+from lorakit.errors import FileFormatError, LorakitError, OutputError
 from lorakit.report import SCHEMA, name_some
 
 if TYPE_CHECKING:
@@ -190,6 +190,9 @@ def _replay(recipe: "Recipe", inputs: "Sequence[Input]", common: Common) -> Repl
         output = Path(folder) / ("again" if recipe.file.is_dir() else "again.safetensors")
         try:
             replayed(recipe, inputs, replace(common, output=output))
+        except OutputError as error:
+            # No room for temporary files says nothing of the file.
+            return Replay(verdict=SKIPPED, why=" ".join(str(error).split()))
         except LorakitError as error:
             return Replay(verdict=BROKEN, why=" ".join(str(error).split()))
         differs = differences(recipe.file, output)
@@ -247,7 +250,7 @@ def _table(checked: Checked) -> Table:
     table.add_column()
     table.add_column()
     for row in _rows(checked):
-        table.add_row(*row)
+        table.add_row(*cells(*row))
     return table
 
 

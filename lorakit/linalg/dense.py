@@ -13,8 +13,8 @@ from lorakit.linalg.ranks import RankRule, Scorer, choose_rank
 
 TOLERANCE = 1e-3
 SIZE_RANKS = 256
-_SMALL = 64
-_SHARE = 3
+_SMALL = 256
+_SHARE = 6
 _BLOCK = 2**20
 _CANCELS = 1e-3
 _FADING = 1e-3
@@ -72,7 +72,7 @@ def truncated_svds(
         deltas: [b, m, n] in fp32 or fp64, any strides.
         rank: directions, capped by m and n.
         method: "exact", "fast" (block Golub-Kahan), or "auto": "exact" for small matrices and for
-            ranks over a third of the smaller side.
+            ranks over a sixth of the smaller side.
         seed_name: names the random start of "fast".
         tolerance: "fast" stops once another product is estimated to be worth less of the error.
 

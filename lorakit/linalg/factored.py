@@ -267,22 +267,22 @@ class Framed:
         return Decomposition(s=s, left=self.left, right=self.right, cores=(u, v), like=self.core)
 
 
-def core_svd(core: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Decompose a small fp64 matrix [a, b] = u @ diag(s) @ v.T.
+def core_svd(core: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Decompose a small fp64 matrix [a, b] = u @ diag(s) @ v.T; find `rank` directions, or all.
 
     By the eigenvectors of core @ core.T, twice as fast as an SVD, unless the smallest singular
-    value is below 1e-5 of the largest: v would not be orthogonal to 1e-6.
+    value that is wanted is below 1e-5 of the largest: v would not be orthogonal to 1e-6.
     """
     if core.shape[0] > core.shape[1]:
-        v, s, u = core_svd(core.T)
+        v, s, u = core_svd(core.T, rank)
         return u, s, v
-    u = torch.linalg.eigh(core @ core.T).eigenvectors.flip(1)
+    u = torch.linalg.eigh(core @ core.T).eigenvectors.flip(1)[:, :rank]
     scaled_v = core.T @ u
     s = torch.linalg.vector_norm(scaled_v, dim=0)
     if s.numel() and float(s[-1]) > _FADING * float(s[0]):
         return u, torch.cummin(s, dim=0).values, scaled_v / s
     u, s, vh = torch.linalg.svd(core, full_matrices=False)
-    return u, s, vh.T
+    return u[:, :rank], s[:rank], vh[:rank].T
 
 
 def fixed_signs(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

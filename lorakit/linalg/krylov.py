@@ -211,12 +211,12 @@ def leading(
 
 
 def _leading(work: _Bidiagonalisation, place: int, rank: int, worth: float) -> Leading:
-    u, s, v = core_svd(work.small()[place])
+    u, s, v = core_svd(work.small()[place], rank)
     left, right = work.left.rows[place], work.right.rows[place]
     return Leading(
-        u=(u[:, :rank].T.to(left) @ left).T,
-        s=s[:rank],
-        v=(v[:, :rank].T.to(right) @ right).T,
+        u=(u.T.to(left) @ left).T,
+        s=s,
+        v=(v.T.to(right) @ right).T,
         half_passes=work.half_passes,
         worth=worth,
     )

@@ -1,21 +1,35 @@
 """Checkpoint keys -> modules, in every layout, from the checkpoint's own keys."""
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
 from lorakit.errors import FileFormatError
 from lorakit.names.architectures import Architecture, Part, Target, flat_name
-from lorakit.names.detection import candidates, has_dimensions, has_widths, most_known, preferred
+from lorakit.names.detection import (
+    candidates,
+    deep_enough,
+    has_dimensions,
+    has_widths,
+    most_known,
+    preferred,
+)
 from lorakit.names.families import ARCHITECTURES
 from lorakit.names.spelling import DENOISERS, TEXT_ENCODERS, spelling_of
 
 _DENOISER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.model.", "net.")
+_MODEL = "model."
 BIAS = ".bias"
 _FOLDERS = (*DENOISERS, *TEXT_ENCODERS)
 _OTHER = ("first_stage_model.", "vae/", "vae.", "model_ema.", "safety_checker/")
-_NO_LAYER = ("embedding", "text_projection", "pos_embed", "norm")
+_TABLE = re.compile(r"embedding|pos_embed|^embed_|^(?:wte|wpe|shared)$|attention_bias$|norm")
+"""Last words of weights that look things up, or scale: no layers, though they are matrices."""
+_KNOWN = 0.75
+"""Of a whole model's weights an architecture must know more than this."""
+_WRAPPERS = ("model.", "language_model.", "transformer.", "module.")
+"""What stands before a model's layers, or does not: it depends on the class that saved it."""
 _PARAMETERS = ("_weight", ".weight", ".scale")
 
 
@@ -72,8 +86,9 @@ class CheckpointIndex:
         name = None
         if self.architecture is not None:
             name = self.architecture.flat.get((self.architecture.component(at), path))
-        for component in (_side(at.component or DENOISERS[0]), ""):
-            name = name or self.flat.get((component, path))
+        for found in (path, flat_name(unwrapped(at.path))):
+            for component in (_side(at.component or DENOISERS[0]), ""):
+                name = name or self.flat.get((component, found))
         return None if name is None else self.targets.get(name)
 
     def members(self, module: str) -> tuple[tuple[str, Part], ...]:
@@ -101,7 +116,8 @@ def index_checkpoint(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointIndex:
     weights = {key: shape for key, shape in shapes.items() if shape and not key.startswith(_OTHER)}
     architecture = _architecture({k: shape for k, shape in weights.items() if len(shape) > 1})
     targets: dict[str, Target] = {}
-    flat: dict[tuple[str, str], str] = {}
+    components = _trained(architecture, weights)
+    own: dict[str, _Place] = {}
     layouts: list[str] = []
     layers: set[str] = set()
     for key, shape in weights.items():
@@ -112,29 +128,61 @@ def index_checkpoint(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointIndex:
             _claim(targets, at.module, target)
             layouts.append(place.layout or at.layout)
         if not held and place.path.endswith(_PARAMETERS):
-            own = _stem(place.path)
-            module = f"{place.component}.{own}" if place.component else own
+            path = _stem(place.path)
+            module = f"{place.component}.{path}" if place.component else path
             _claim(targets, module, Target(key=key))
-            flat.setdefault((_side(place.component), flat_name(own)), module)
+            own[module] = place
             layouts.append(place.layout)
-            if architecture is None and _takes_lora(module, shape):
+            if place.component in components and _takes_lora(module, shape):
                 layers.add(module)
     if architecture is not None:
-        layers = {m for m, name in architecture.modules.items() if m in targets and not name.norm}
-        layers = {module for module in layers if not module.endswith("text_projection")}
+        known = {m for m, name in architecture.modules.items() if m in targets and not name.norm}
+        layers |= {module for module in known if not module.endswith("text_projection")}
     told = [layout for layout in layouts if layout]
     return CheckpointIndex(
         architecture=architecture,
         layout=max(sorted(set(told)), key=told.count, default="generic"),
         targets=targets,
-        flat=flat,
+        flat=_flattened(own),
         layers=frozenset(layers),
         biases={key: bias for key in weights if (bias := _bias_beside(key)) in shapes},
     )
 
 
+def _trained(architecture: Architecture | None, keys: Iterable[str]) -> tuple[str, ...]:
+    """Return the components whose layers a LoRA changes though no table names them.
+
+    Beside a denoiser that is known there is much else without a name, unless it is alone.
+    """
+    if architecture is None:
+        return ("", *_FOLDERS)
+    starts = (*_DENOISER_PREFIXES, f"{architecture.denoiser}/", *_text_prefixes())
+    alone = not any(key.startswith(starts) for key in keys)
+    return ("", architecture.denoiser) if alone else (architecture.denoiser,)
+
+
+def _flattened(own: Mapping[str, _Place]) -> dict[tuple[str, str], str]:
+    """Return (component, flat name) -> module, also without wrappers where that is unambiguous."""
+    flat: dict[tuple[str, str], str] = {}
+    bare: dict[tuple[str, str], list[str]] = {}
+    for module, place in own.items():
+        path, side = _stem(place.path), _side(place.component)
+        flat.setdefault((side, flat_name(path)), module)
+        bare.setdefault((side, flat_name(unwrapped(path))), []).append(module)
+    return {at: modules[0] for at, modules in bare.items() if len(modules) == 1} | flat
+
+
 def _takes_lora(module: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) > 1 and not any(word in module for word in _NO_LAYER)
+    last = module.rpartition(".")[2]
+    table = len(shape) == 2 and _TABLE.search(last) is not None
+    return len(shape) > 1 and not table and not module.endswith("text_projection")
+
+
+def unwrapped(path: str) -> str:
+    """Return a path without the names of the classes around its model."""
+    while path.startswith(_WRAPPERS):
+        path = path.partition(".")[2]
+    return path
 
 
 def _bias_beside(key: str) -> str:
@@ -152,8 +200,14 @@ def _claim(targets: dict[str, Target], module: str, target: Target) -> None:
 
 def _architecture(weights: Mapping[str, tuple[int, ...]]) -> Architecture | None:
     """Tell the architecture by its names; between its likes, by how `proj_in` is stored."""
-    likes = candidates(_without_prefix(key) for key in weights if _of_denoiser(key))
-    best = most_known(weights, _of_denoiser, lambda a, key: bool(_held(a, _place(key, a))), likes)
+    bare = [_without_prefix(key) for key in weights if _of_denoiser(key)]
+    best = most_known(
+        weights,
+        _of_denoiser,
+        lambda a, key: bool(_held(a, _place(key, a))),
+        deep_enough(candidates(bare), bare),
+        share=_KNOWN,
+    )
     paths = {_stem(key): shape for key, shape in weights.items()}
     best = preferred(best, lambda a: has_dimensions(a, paths), lambda a: has_widths(a, paths))
     return best[0] if best else None
@@ -164,7 +218,7 @@ def _of_denoiser(key: str) -> bool:
 
 
 def _without_prefix(key: str) -> str:
-    for prefix in (*_DENOISER_PREFIXES, *(f"{component}/" for component in DENOISERS)):
+    for prefix in (*_DENOISER_PREFIXES, *(f"{component}/" for component in DENOISERS), _MODEL):
         if key.startswith(prefix):
             return key.removeprefix(prefix)
     return key
@@ -189,7 +243,8 @@ def _prefixes(architecture: Architecture | None) -> dict[str, str]:
         return found | dict.fromkeys(_DENOISER_PREFIXES, DENOISERS[0])
     found |= architecture.places
     found |= {f"text_encoders.{clip}.transformer.": c for c, clip in architecture.clips.items()}
-    return found | dict.fromkeys(_DENOISER_PREFIXES, architecture.denoiser)
+    # In a model without a table `model.` may be anything; here it is AuraFlow's.
+    return found | dict.fromkeys((*_DENOISER_PREFIXES, _MODEL), architecture.denoiser)
 
 
 @cache

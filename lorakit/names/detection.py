@@ -1,6 +1,8 @@
 """Which architecture the names of a LoRA or of a checkpoint speak of."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import TypeVar
 
 from lorakit.names.architectures import Architecture, flat_name
@@ -8,6 +10,7 @@ from lorakit.names.families import ARCHITECTURES
 from lorakit.names.spelling import TEXT_ENCODERS, Spelling
 
 Item = TypeVar("Item")
+_NUMBERED = re.compile(r"(?P<stack>[A-Za-z_]+?blocks|layers)_(?P<number>\d+)_")
 _HINTS = ("ss_base_model_version", "modelspec.architecture")
 
 
@@ -27,7 +30,8 @@ def detect(
         shapes: raw name -> shape of `down`.
         metadata: of the file.
     """
-    likes = candidates(at.path for at in spelled.values() if _of_denoiser(at))
+    denoiser = [at.path for at in spelled.values() if _of_denoiser(at)]
+    likes = deep_enough(candidates(denoiser), denoiser)
     best = most_known(spelled.values(), _of_denoiser, _knows, likes)
     if len(best) > 1:
         prefixes = {at.prefix for at in spelled.values() if at.prefix.startswith("lora_te")}
@@ -61,19 +65,53 @@ def candidates(paths: Iterable[str]) -> tuple[Architecture, ...]:
     )
 
 
+def deep_enough(among: Iterable[Architecture], paths: Iterable[str]) -> tuple[Architecture, ...]:
+    """Return the architectures that have as many blocks as the paths count.
+
+    A model of another family may share most of its names, and have more blocks.
+    """
+    deepest: dict[str, int] = {}
+    for path in paths:
+        if found := _NUMBERED.match(path.replace(".", "_")):
+            stack, number = found["stack"], int(found["number"])
+            deepest[stack] = max(deepest.get(stack, -1), number)
+    return tuple(
+        architecture
+        for architecture in among
+        if all(
+            number <= _depths(architecture).get(stack, number) for stack, number in deepest.items()
+        )
+    )
+
+
+@cache
+def _depths(architecture: Architecture) -> dict[str, int]:
+    """Return the last number of each stack of blocks, by the words before it."""
+    deepest: dict[str, int] = {}
+    for component, path in architecture.flat:
+        found = _NUMBERED.match(path) if component == architecture.denoiser else None
+        if found:
+            stack = found["stack"]
+            deepest[stack] = max(deepest.get(stack, -1), int(found["number"]))
+    return deepest
+
+
 def most_known(
     items: Iterable[Item],
     counted: Callable[[Item], bool],
     knows: Callable[[Architecture, Item], bool],
     among: Iterable[Architecture],
+    *,
+    share: float = 2 / 3,
 ) -> list[Architecture]:
-    """Return the architectures that know the most, of those that know over half of what counts.
+    """Return the architectures that know the most, of those that know enough of what counts.
 
     Args:
         items: names, in whatever form `knows` takes.
         counted: tells a name of the denoiser; if there is none, all count.
         knows: tells whether an architecture has the name.
         among: the architectures to ask.
+        share: of what counts that one must know more than.
     """
     everything = [(item, counted(item)) for item in items]
     if not any(counts for _, counts in everything):
@@ -81,7 +119,7 @@ def most_known(
     scores = {}
     for architecture in among:
         known = [counts for item, counts in everything if knows(architecture, item)]
-        if 2 * sum(known) > sum(counts for _, counts in everything):
+        if sum(known) > share * sum(counts for _, counts in everything):
             scores[architecture] = len(known)
     most = max(scores.values(), default=0)
     return [architecture for architecture, score in scores.items() if score == most]

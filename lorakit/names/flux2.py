@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import cache, partial
 
 from lorakit.names.architectures import Architecture, ModuleName
+from lorakit.names.decoder import decoder
 from lorakit.names.flux import (
     ADD_QKV,
     ATTENTION,
@@ -73,29 +74,41 @@ def _blocks(doubles: int, singles: int) -> Iterator[ModuleName]:
 
 
 @cache
-def _flux2(doubles: int, singles: int, *, guided: bool) -> tuple[ModuleName, ...]:
+def _flux2(doubles: int, singles: int, *, text: int, guided: bool) -> tuple[ModuleName, ...]:
     return (
         *named({**ENDS, **_TIME, **(_GUIDANCE if guided else {}), **_MODULATION}),
         final_modulation(),
         *_blocks(doubles, singles),
+        *decoder("text_encoder", text),
     )
 
 
 def _architecture(
-    name: str, size: str, *, doubles: int, singles: int, width: int, guided: bool = False
+    name: str,
+    size: str,
+    *,
+    doubles: int,
+    singles: int,
+    width: int,
+    clip: str,
+    text: int = 36,
+    guided: bool = False,
 ) -> Architecture:
-    """Make one size, called `size` by musubi-tuner and `name` by ai-toolkit."""
+    """Make one size, called `size` by musubi-tuner and `name` by ai-toolkit.
+
+    Its text encoder, `clip` to ComfyUI, is a decoder of `text` layers.
+    """
     return Architecture(
         id=name,
         title=f"Flux.2 {size}",
         base_model_version=name.replace("-", "_"),
         modelspec=f"Flux.2-{size}",
         marks=(f"flux.2-{size}", f"flux-2-{size}", f"flux_2_{size}".replace("-", "_")),
-        build=partial(_flux2, doubles, singles, guided=guided),
+        build=partial(_flux2, doubles, singles, text=text, guided=guided),
         roots=(*BLOCK_ROOTS, "sformer_blocks", *END_ROOTS, *_TIME_ROOTS, *_MODULATION_ROOTS),
         widths=dict.fromkeys(("to_q", "qkv", "linear1", "to_qkv_mlp_proj"), width),
         kohya_original=True,
-        clips={},
+        clips={"text_encoder": clip},
         places={},
         blocks=flux_blocks(("BASE",), doubles, singles),
         block=flux_block,
@@ -104,6 +117,12 @@ def _architecture(
 
 
 # Source: BFL's `Klein4BParams`, `Klein9BParams` and `Flux2Params`.
-FLUX2_KLEIN_4B = _architecture("flux2-klein-4b", "klein-4b", doubles=5, singles=20, width=3072)
-FLUX2_KLEIN_9B = _architecture("flux2-klein-9b", "klein-9b", doubles=8, singles=24, width=4096)
-FLUX2 = _architecture("flux2", "dev", doubles=8, singles=48, width=6144, guided=True)
+FLUX2_KLEIN_4B = _architecture(
+    "flux2-klein-4b", "klein-4b", doubles=5, singles=20, width=3072, clip="qwen3_4b"
+)
+FLUX2_KLEIN_9B = _architecture(
+    "flux2-klein-9b", "klein-9b", doubles=8, singles=24, width=4096, clip="qwen3_8b"
+)
+FLUX2 = _architecture(
+    "flux2", "dev", doubles=8, singles=48, width=6144, clip="mistral3_24b", text=40, guided=True
+)

@@ -21,12 +21,19 @@ _KOHYA = {
 }
 _ENCODERS = {"clip_g": "text_encoder_2", "t5xxl": "text_encoder_3", "t5": "text_encoder_3"}
 """ComfyUI's names of text encoders that are not the first or the only one."""
-_COMFYUI = {"diffusion_model.": "unet", "model.diffusion_model.": "unet"}
+_COMFYUI = {
+    "diffusion_model.": "unet",
+    "model.diffusion_model.": "unet",
+    "pipe.dit.": "transformer",
+}
+"""ComfyUI's names of the denoiser, and DiffSynth's."""
 _COMFYUI_TEXT = re.compile(r"text_encoders\.(?P<encoder>\w+)\.(?:transformer\.)?")
 _OMI_TEXT = re.compile(r"(?P<encoder>clip_[lgh]|t5)\.")
 """OneTrainer's own names."""
 _COMPONENTS = {f"{component}.": component for component in (*DENOISERS, *TEXT_ENCODERS)}
 _PEFT = "base_model.model."
+_OUTER = (_PEFT, *_COMPONENTS)
+"""What may stand before another prefix, where a trainer wrapped a whole pipeline."""
 _ORIGINAL_UNET = ("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb")
 _DIFFUSERS_UNET = ("down_blocks", "mid_block", "up_blocks", "time_embedding", "add_embedding")
 _UNET = re.compile(rf"(?:{'|'.join((*_ORIGINAL_UNET, *_DIFFUSERS_UNET))})[._]")
@@ -76,6 +83,9 @@ def _below(raw: str, prefix: str, component: str, dialect: str) -> Spelling:
     if path.startswith(_PEFT) and prefix in ("", *_COMPONENTS):
         prefix, path, dialect = prefix + _PEFT, path.removeprefix(_PEFT), "peft"
         component = component or ("text_encoder" if _TEXT.match(path) else "unet")
+    for inner, held in (_COMPONENTS | _COMFYUI).items():
+        if prefix.endswith(_OUTER) and path.startswith(inner):
+            prefix, path, component = prefix + inner, path.removeprefix(inner), held
     if not component and _UNET.match(path):
         component = "unet"
     elif not component and _TEXT.match(path):

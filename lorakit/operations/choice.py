@@ -17,6 +17,7 @@ class Choice:
         kind: "lora" or "dora" of a rank, or "full" for ΔW itself, biases and norms too.
         min_change: leave out a layer whose ‖ΔW‖ / ‖W‖ is below; 0 leaves out equal layers only.
         svd: "auto", "exact" or "fast".
+        dtype: safetensors' name of what is stored; of two models alone, a LoRA's own is kept.
     """
 
     convs: bool = True
@@ -25,6 +26,7 @@ class Choice:
     exclude: tuple[str, ...] = ()
     min_change: float = 0.0
     svd: str = "auto"
+    dtype: str = "F16"
 
     def takes(self, module: str, block: str) -> bool:
         """Tell whether the expressions choose a layer.

@@ -63,6 +63,7 @@ def convert(
             like=named,
             compute=compute or Compute.of(),
             progress=progress,
+            beside=adapters,
         )
         adapters |= made.adapters
         rows |= {row.module: row for row in report.rows}

@@ -47,7 +47,7 @@ def extract(
         original: the model to start from; any source, also one that `apply` made.
         tuned: the model to arrive at.
         rule: how much to keep; without one rank 32, and 16 for kernels over 1x1.
-        choice: which layers, and how they are decomposed.
+        choice: which layers, how they are decomposed, and the dtype to be stored.
         alpha: what to store as alpha, ΔW unchanged; None for the rank.
         dialect: the names to write.
         allow_unmatched: leave out layers that only one of the models has.
@@ -55,7 +55,7 @@ def extract(
         progress: called with (what, done, total).
 
     Returns:
-        The LoRA, to be stored in fp16, and the report: what was kept of each layer, and what no
+        The LoRA, and the report: what was kept of each layer, and what no
         LoRA can hold (norms, biases, embeddings) with its share of the change.
 
     Raises:
@@ -80,7 +80,7 @@ def extract(
             adapters={},
             architecture=models[1].index.architecture,
             dialect=dialect,
-            dtype="F16",
+            dtype=choice.dtype,
         ),
         alpha=alpha,
         choice=choice,

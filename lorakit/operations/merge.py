@@ -74,10 +74,13 @@ def merge(
         like=model_of(stack),
         compute=compute or Compute.of(),
         progress=progress,
-        dropped=absent,
     )
-    notes = (*report.notes, *remarks(mix.method, modules, merged.adapters))
-    return merged, replace(report, unmatched=unclaimed(stack), notes=notes)
+    return merged, replace(
+        report,
+        dropped=(*absent, *report.dropped),
+        unmatched=unclaimed(stack),
+        notes=(*report.notes, *remarks(mix.method, modules, merged.adapters)),
+    )
 
 
 def merge_pieces(

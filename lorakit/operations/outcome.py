@@ -1,24 +1,19 @@
 """The LoRA and the report that come out of cut pieces."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from lorakit.adapters import Adapter
 from lorakit.compute import Compute
-from lorakit.errors import SpecError, UnmatchedError
+from lorakit.errors import UnmatchedError
 from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile
+from lorakit.operations.budget import ITEMSIZE, budget_of
 from lorakit.operations.choice import Choice
 from lorakit.operations.pieces import Piece
 from lorakit.operations.truncation import truncate
 from lorakit.progress import Progress
 from lorakit.report import Report, Row
-
-ITEMSIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-
-
-RECIPE = 8192
-"""Bytes that the recipe and the hashes take in the header at the most."""
 
 
 def from_pieces(
@@ -31,18 +26,22 @@ def from_pieces(
     progress: Progress,
     alpha: float | None = None,
     choice: Choice | None = None,
-    dropped: tuple[str, ...] = (),
+    beside: Mapping[str, Adapter] | None = None,
 ) -> tuple[LoraFile, Report]:
     """Cut the pieces into a LoRA like `like`; what keeps no direction is named as dropped.
 
+    A size is of the whole file, in which `beside` is written too.
+
     Raises:
         UnmatchedError: nothing is left.
-        SpecError: the size is less than the metadata takes.
+        SpecError: the size is less than what is written besides takes.
     """
     choice = Choice() if choice is None else choice
+    budget = budget_of(pieces, rule, like=like, kind=choice.kind, beside=beside or {})
     adapters, rows = truncate(
         pieces,
-        rule=_without_metadata(rule, like),
+        rule=budget.rule,
+        names=budget.names,
         compute=compute,
         alpha=alpha,
         itemsize=ITEMSIZE.get(like.dtype, 1),
@@ -54,7 +53,7 @@ def from_pieces(
         raise UnmatchedError(f"Nothing is left to write: {_why(rule, rows)}.")
     gone = tuple(row.module for row in rows if row.rank_after == 0)
     lora = replace(like, name=command, adapters=adapters, sha256="", unclaimed=())
-    return lora, Report(command=command, rows=rows, dropped=(*dropped, *gone))
+    return lora, Report(command=command, rows=rows, dropped=gone)
 
 
 def _why(rule: RankRule, rows: Sequence[Row]) -> str:
@@ -71,16 +70,3 @@ def _why(rule: RankRule, rows: Sequence[Row]) -> str:
         "every layer is zero or cancels; check that the inputs differ and that the strengths are "
         "meant"
     )
-
-
-def _without_metadata(rule: RankRule, like: LoraFile) -> RankRule:
-    """Take what the metadata needs out of a size for the whole file."""
-    if rule.size is None:
-        return rule
-    metadata = len(json.dumps(dict(like.metadata), ensure_ascii=True)) + RECIPE
-    if rule.size <= metadata:
-        raise SpecError(
-            f"--size {rule.size} is less than the metadata of {like.name} takes ({metadata} bytes);"
-            " give a larger size."
-        )
-    return replace(rule, size=rule.size - metadata)

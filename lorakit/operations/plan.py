@@ -8,7 +8,7 @@ from lorakit.compute import Compute
 from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile
 from lorakit.models import Applied, stored_specs
-from lorakit.operations.outcome import ITEMSIZE
+from lorakit.operations.budget import ITEMSIZE
 from lorakit.operations.pieces import KEY_OVERHEAD, Piece
 from lorakit.report import Plan, Report, Row
 from lorakit.tensorfile.header import format_header

@@ -89,6 +89,6 @@ def subtract(
         alpha=alpha,
         compute=compute or Compute.of(),
         progress=progress,
-        dropped=absent,
     )
-    return lora, replace(report, unmatched=unclaimed(stack))
+    dropped = (*absent, *report.dropped)
+    return lora, replace(report, dropped=dropped, unmatched=unclaimed(stack))

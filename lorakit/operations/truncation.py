@@ -13,7 +13,7 @@ from lorakit.errors import AdapterError
 from lorakit.linalg.factored import Factors, Svd, balanced, dense
 from lorakit.linalg.ranks import RankRule, kept, ranks_for_size
 from lorakit.linalg.tiles import dense as made
-from lorakit.operations.pieces import KEY_OVERHEAD, Piece
+from lorakit.operations.pieces import Piece
 from lorakit.operations.spectra import Found, Spectrum, spectra
 from lorakit.progress import Progress, silent
 from lorakit.report import Row
@@ -31,6 +31,7 @@ def truncate(
     itemsize: int = 2,
     method: str = "auto",
     kind: str = "lora",
+    names: Mapping[str, int] | None = None,
     progress: Progress = silent,
 ) -> tuple[dict[str, Adapter], tuple[Row, ...]]:
     """Cut each ΔW to the rank that `rule` gives it, optimally, and balance the factors.
@@ -45,6 +46,7 @@ def truncate(
         itemsize: bytes of a stored number, for `rule.size`.
         method: for dense ΔW: "auto", "exact" or "fast".
         kind: "lora", "dora", or "full" for ΔW itself.
+        names: module -> bytes that it costs besides its directions, for `rule.size`.
         progress: called with (what, done, total).
 
     Returns:
@@ -56,7 +58,7 @@ def truncate(
     rows: dict[str, Row] = {}
     found = spectra(ranked, rule=rule, compute=compute, method=method)
     if rule.size is not None:
-        found = _within_size(dict(found), rule, itemsize)
+        found = _within_size(dict(found), rule, itemsize, names or {})
     for piece, (spectrum, rank) in found:
         rows[piece.module] = _row(piece, spectrum, rank)
         if rank:
@@ -126,14 +128,14 @@ def dense_change(adapter: Adapter, base: Tensor | None = None) -> Tensor:
 
 
 def _within_size(
-    solved: Mapping[Piece, Found], rule: RankRule, itemsize: int
+    solved: Mapping[Piece, Found], rule: RankRule, itemsize: int, names: Mapping[str, int]
 ) -> Iterator[tuple[Piece, Found]]:
     """Spend `rule.size` over all layers at once."""
     ranks = ranks_for_size(
         {piece.module: found.worth for piece, (found, _) in solved.items()},
         {piece.module: piece.bytes_a_rank * itemsize for piece in solved},
         rule.size or 0,
-        overhead={piece.module: KEY_OVERHEAD for piece in solved},
+        overhead={piece.module: names.get(piece.module, 0) for piece in solved},
         caps={piece.module: rule.cap(piece.conv) for piece in solved},
     )
     for piece, (found, _) in solved.items():

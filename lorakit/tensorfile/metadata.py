@@ -9,7 +9,7 @@ from lorakit.tensorfile.casting import stored
 from lorakit.tensorfile.dtypes import bytes_of
 from lorakit.tensorfile.header import Extent, format_header
 from lorakit.tensorfile.plain import TensorSource
-from lorakit.tensorfile.reading import open_regular, read_exactly, reading
+from lorakit.tensorfile.reading import open_regular, parse_json, read_exactly, reading
 from lorakit.tensorfile.streaming import laid_out, plan
 
 RECIPE_KEY = "lorakit.recipe"
@@ -200,8 +200,8 @@ def _network_args(
     text: str, conv_rank: float | None, conv_alpha: float | None
 ) -> dict[str, object]:
     try:
-        old = json.loads(text)
-    except (ValueError, RecursionError):
+        old = parse_json(text)
+    except ValueError:
         old = {}
     args = {
         key: value

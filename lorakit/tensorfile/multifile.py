@@ -1,6 +1,5 @@
 """Models of several files: shards with their index, and diffusers or transformers folders."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from torch import Tensor
 from lorakit.errors import FileFormatError
 from lorakit.tensorfile.header import Extent, Spec
 from lorakit.tensorfile.plain import FileSource
-from lorakit.tensorfile.reading import reading
+from lorakit.tensorfile.reading import parse_json, reading
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 _STEM = r"(?:model|diffusion_pytorch_model|pytorch_model)"
@@ -161,8 +160,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     with reading(index):
         raw = index.read_bytes()
     try:
-        table = json.loads(raw)
-    except (ValueError, RecursionError):
+        table = parse_json(raw)
+    except ValueError:
         table = None
     names = table.get("weight_map") if isinstance(table, dict) else None
     if not isinstance(names, dict) or not names:

@@ -4,17 +4,23 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 
 from lorakit.errors import FileFormatError
 from lorakit.tensorfile.plain import DictSource
-from lorakit.tensorfile.reading import ZIP_MAGIC, open_regular, reading
+from lorakit.tensorfile.reading import ZIP_MAGIC, file_size, open_regular, reading
 
+_SAFE = (2, 10)
+"""The torch whose safe unpickler can be trusted: CVE-2026-24747 is mended there."""
+_SHARED = 4
+"""How often the bytes of a file may be counted in its tensors, which may share them."""
+_SMALL = 2**24
 _WRAPPERS = ("state_dict", "module", "model")
 _MAX_WRAPPERS = 4
 
@@ -38,7 +44,9 @@ _DAMAGE = (
     LookupError,
     AttributeError,
     TypeError,
-    OverflowError,
+    ArithmeticError,
+    AssertionError,
+    ImportError,
     struct.error,
 )
 
@@ -74,13 +82,21 @@ class PickleSource(DictSource):
         entries = _state_dict(self.path, _load(self.path))
         tensors = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
         self.skipped = tuple(str(key) for key in entries if key not in tensors)
+        _check_claims(self.path, tensors.values())
         super().__init__(cast(dict[str, Tensor], tensors), name=str(path))
 
 
 def _load(path: Path) -> object:
+    if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < _SAFE:
+        raise FileFormatError(
+            f"{path}: expected torch 2.10 or newer to read a pickled checkpoint safely, found "
+            f"{torch.__version__}; update torch, or get the file as safetensors."
+        )
     with open_regular(path) as file, reading(path):
         # A zip can stay on disk until a tensor is asked for; the older format cannot.
         mapped = file.read(4) == ZIP_MAGIC
+        if mapped:
+            _check_archive(path, file)
     allowed: list[Any] = [(_Inert, name) for name in _HARMLESS]
     try:
         with reading(path), warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
@@ -90,10 +106,42 @@ def _load(path: Path) -> object:
     except pickle.UnpicklingError as error:
         raise FileFormatError(_why_refused(path, str(error))) from None
     except _DAMAGE as error:
+        raise FileFormatError(_damaged(path, error)) from None
+
+
+def _check_archive(path: Path, file: BinaryIO) -> None:
+    """Check that nothing in a zip unpacks to more than it takes: torch.save never compresses."""
+    size = file_size(file)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        raise FileFormatError(_damaged(path, error)) from None
+    packed = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if packed or sum(entry.file_size for entry in entries) > size:
         raise FileFormatError(
-            f"{path}: expected a checkpoint written by torch.save, found one that torch cannot "
-            f"read ({_first_line(error)}); get the file again, or convert it to safetensors."
-        ) from None
+            f"{path}: expected a checkpoint as torch.save writes it, not compressed, found one "
+            "that unpacks to more than it takes; get it as safetensors."
+        )
+
+
+def _check_claims(path: Path, tensors: Iterable[Tensor]) -> None:
+    """Check that the tensors are not of more bytes than the file can have."""
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    with reading(path):
+        size = path.stat().st_size
+    if claimed > _SHARED * size + _SMALL:
+        raise FileFormatError(
+            f"{path}: expected tensors of at most {_SHARED * size} bytes, found {claimed} in "
+            f"{size} of the file; it is damaged or made to fill your memory, get it as safetensors."
+        )
+
+
+def _damaged(path: Path, error: object) -> str:
+    return (
+        f"{path}: expected a checkpoint written by torch.save, found one that torch cannot read "
+        f"({_first_line(error)}); get the file again, or convert it to safetensors."
+    )
 
 
 def _why_refused(path: Path, message: str) -> str:

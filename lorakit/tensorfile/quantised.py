@@ -5,7 +5,6 @@ Source: ComfyUI's `QUANTIZATION.md` and `convert_old_quants`, both of its format
     - stricter: every other quantisation is refused
 """
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from lorakit.linalg.rounding8 import rounded_fp8, widened_fp8
 from lorakit.tensorfile.dtypes import bytes_of, torch_dtype
 from lorakit.tensorfile.header import Extent, Spec
 from lorakit.tensorfile.plain import TensorSource
+from lorakit.tensorfile.reading import parse_json
 
 _BLOCK = 2**18
 _QUANTIZATION = "_quantization_metadata"
@@ -350,8 +350,8 @@ def _check_format(
 
 def _parsed(source: TensorSource, key: str, text: str | bytes) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         raise _error(source, key, "a text that is no JSON") from None
 
 

@@ -1,11 +1,12 @@
 """Opening files: what is wrong with one that is not what it should be."""
 
+import json
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from lorakit.errors import FileFormatError
 
@@ -80,6 +81,18 @@ def read_exactly(file: BinaryIO, path: Path, buffer: memoryview) -> None:
                 "it was cut off or changed while it was read, get it again."
             )
         filled += got
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON that comes from a file.
+
+    Raises:
+        ValueError: it is none, is nested too deeply, or is no UTF-8.
+    """
+    try:
+        return json.loads(text.decode() if isinstance(text, bytes) else text)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
 
 
 def is_pickle(start: bytes) -> bool:

@@ -151,3 +151,27 @@ def test_a_setting_that_asks_for_more_than_a_change_is_refused_by_name(
     config.write_text(json.dumps(plain | setting), encoding="utf-8")
     with pytest.raises(AdapterError, match=words):
         load_lora(tmp_path)
+
+
+def test_peft_reads_the_biases_that_we_write(tmp_path: Path) -> None:
+    """PEFT's lora_bias, through lorakit into a folder of ours, merges to what it was."""
+    from lorakit.saving import Output, save_lora
+
+    torch.manual_seed(0)
+    wrapped = peft.get_peft_model(Tiny(), KINDS["bias"]())
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
+    wrapped.save_pretrained(tmp_path / "theirs")
+    save_lora(
+        tmp_path / "ours",
+        load_lora(tmp_path / "theirs"),
+        output=Output(dialect="peft", dtype="F32"),
+    )
+    torch.manual_seed(0)
+    read = peft.PeftModel.from_pretrained(Tiny(), tmp_path / "ours").merge_and_unload().state_dict()
+    merged = wrapped.merge_and_unload().state_dict()
+    assert not torch.equal(merged["q_proj.bias"], Tiny().state_dict()["q_proj.bias"])
+    for key, value in merged.items():
+        torch.testing.assert_close(read[key], value, rtol=1e-5, atol=2e-6)

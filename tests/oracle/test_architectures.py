@@ -110,7 +110,7 @@ def test_every_module_of_the_whole_model_has_its_place(
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "model.diffusion_model.", "diffusion_model.", "model.model.", "net."]
+    "prefix", ["", "model.diffusion_model.", "diffusion_model.", "model.model.", "net.", "model."]
 )
 @EACH
 def test_a_single_file_may_have_any_prefix(architecture: Architecture, prefix: str) -> None:

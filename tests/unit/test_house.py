@@ -22,6 +22,7 @@ LEVELS = {
     "methods": 4,
     "pictures": 4,
     "report": 4,
+    "peftpatterns": 1,
     "peftconfig": 4,
     "peftfolder": 5,
     "lorafile": 6,
