@@ -35,6 +35,7 @@ from torch import Tensor
 __all__ = [
     "ARCHITECTURES",
     "DIALECTS",
+    "Module",
     "Tuning",
     "folder_layout",
     "folder_places",
