@@ -29,7 +29,8 @@ DEMO = [README, DOCS / "tutorial.md", DOCS / "ja" / "index.md", DOCS / "ja" / "t
 PICTURE = DOCS / "images" / "inspect.svg"
 """What README's last commands draw."""
 MORE = "…"
-NEAR, NOTHING = 0.05, 1e-5
+NEAR, NOTHING = 0.05, 1e-3
+"""How far numbers may differ, relatively; below the second they are rounding, and may be others."""
 BLOCK = re.compile(r"(?<=```console\n)(.*?)(?=```)", re.S)
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)")
 HASH = re.compile(r"\b[0-9a-f]{8,}\b")
