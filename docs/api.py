@@ -32,6 +32,7 @@ CHAPTERS: Mapping[str, tuple[str, ...]] = {
         *("cut_blocks", "convert"),
     ),
     "Look": ("inspect", "compare", "compare_models"),
+    "Metadata": ("read_metadata", "edit_metadata", "metadata_hashes"),
     "How it is to be done": ("Strength", "Method", "RankRule", "Choice", "Output", "Compute"),
     "What carries the data": ("LoraFile", "TensorSource", "Report"),
 }

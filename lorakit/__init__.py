@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lorakit.operations.compare_models import compare_models
     from lorakit.operations.convert import convert
     from lorakit.operations.cut_blocks import cut_blocks
+    from lorakit.operations.edit_metadata import edit_metadata, metadata_hashes, read_metadata
     from lorakit.operations.extract import extract
     from lorakit.operations.inspect import inspect
     from lorakit.operations.merge import merge
@@ -44,11 +45,14 @@ _HOMES = {
     "compare_models": "operations.compare_models",
     "convert": "operations.convert",
     "cut_blocks": "operations.cut_blocks",
+    "edit_metadata": "operations.edit_metadata",
     "extract": "operations.extract",
     "inspect": "operations.inspect",
     "load_lora": "lorafile",
     "merge": "operations.merge",
+    "metadata_hashes": "operations.edit_metadata",
     "open_source": "tensorfile.source",
+    "read_metadata": "operations.edit_metadata",
     "resize": "operations.resize",
     "save_lora": "saving",
     "save_model": "saving",
@@ -72,11 +76,14 @@ __all__ = [
     "compare_models",
     "convert",
     "cut_blocks",
+    "edit_metadata",
     "extract",
     "inspect",
     "load_lora",
     "merge",
+    "metadata_hashes",
     "open_source",
+    "read_metadata",
     "resize",
     "save_lora",
     "save_model",

@@ -113,6 +113,6 @@ def short_kinds(found: "Inspection") -> dict[str, str]:
     """Return the kinds of layers with short names: TE1 and TE2 for text encoders, TE for one."""
     texts = [kind.id for kind in found.kinds if kind.id.startswith(TEXT_ENCODERS)]
     short = {name: f"TE{name.removeprefix(TEXT_ENCODERS).strip('_') or 1}" for name in texts}
-    if len(texts) == 1:
-        short = {texts[0]: "TE"}
+    if texts == [TEXT_ENCODERS]:
+        short = {TEXT_ENCODERS: "TE"}
     return {kind.id: short.get(kind.id, kind.id) for kind in found.kinds}

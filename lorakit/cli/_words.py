@@ -74,10 +74,8 @@ def in_words(key: str, value: str) -> str:
 
 def shortened(text: str) -> str:
     """Return a text for a table: printable, and not longer than a few lines."""
-    told = printable(text)
-    if len(told) <= LONGEST:
-        return told
-    return f"{told[:LONGEST]}… ({len(text):,} letters; --json shows all)"
+    told = printable(text[:LONGEST])
+    return told if len(text) <= LONGEST else f"{told}… ({len(text):,} letters; --json shows all)"
 
 
 def said(value: str | None) -> bool:

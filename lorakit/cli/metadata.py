@@ -1,9 +1,8 @@
 """lorakit metadata: what a file says of itself, shown, changed and checked; without torch."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from fnmatch import fnmatchcase
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,14 @@ from lorakit.cli._progress import watching
 from lorakit.cli._render import bytes_text, show_table
 from lorakit.cli._words import in_words, shortened
 from lorakit.errors import SpecError
-from lorakit.report import SCHEMA, name_some
-from lorakit.tensorfile.relabel import (
-    HASHES,
-    MODEL_HASH,
-    Hash,
-    Stored,
-    check_hashes,
-    open_stored,
-    rewritten,
-    with_hashes,
+from lorakit.operations.edit_metadata import (
+    Edited,
+    edit_metadata,
+    metadata_hashes,
+    read_metadata,
 )
-from lorakit.tensorfile.replacing import check_file
+from lorakit.report import SCHEMA
+from lorakit.tensorfile.relabel import MODEL_HASH, Hash
 
 _FILE = click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -73,18 +68,14 @@ class Target:
         """Whether there is anything to write."""
         return self.in_place or self.output is not None
 
-    def place(self, file: Path) -> Path:
-        """Check that the output may be written, and return where.
+    def check(self) -> None:
+        """Check that one output is named.
 
         Raises:
             SpecError: none is named, or two are.
-            OutputError: it exists, or is the file.
         """
         if self.in_place == (self.output is not None):
             raise SpecError("Name an output with -o, or replace the file itself with --in-place.")
-        if self.output is None:
-            return file.resolve()
-        return check_file(self.output, overwrite=self.overwrite, inputs=[file])
 
 
 def _writing(command: Callable[..., bool]) -> Callable[..., None]:
@@ -123,9 +114,10 @@ def metadata() -> None:
 def show(*, file: Path, as_json: bool, verbose: int) -> None:
     """Show all keys, their values in plain words; --json gives them as they are stored."""
     del verbose
-    told = open_stored(file).header.metadata
+    told = read_metadata(file)
     if as_json:
-        _echo("show", file, {"metadata": dict(told)})
+        body = {"schema": SCHEMA, "command": "metadata show", "file": str(file)}
+        _echo({**body, "metadata": dict(told)})
     elif not told:
         click.echo(f"{printable(str(file))} has no metadata.")
     else:
@@ -139,9 +131,7 @@ def show(*, file: Path, as_json: bool, verbose: int) -> None:
 @_writing
 def set_(*, file: Path, values: tuple[str, ...], target: Target) -> bool:
     """Set keys and keep all others; hashes that are there stay true."""
-    changes = dict(map(_pair, values))
-    stored = open_stored(file)
-    return _write(stored, {**stored.header.metadata, **changes}, command="set", target=target)
+    return _edit(file, target, values=dict(map(_pair, values)))
 
 
 @metadata.command()
@@ -150,15 +140,7 @@ def set_(*, file: Path, values: tuple[str, ...], target: Target) -> bool:
 @_writing
 def remove(*, file: Path, keys: tuple[str, ...], target: Target) -> bool:
     """Remove keys; 'ss_*' in quotes takes all that begin so. Hashes that stay are true."""
-    stored = open_stored(file)
-    told = stored.header.metadata
-    gone = {key for key in told if any(fnmatchcase(key, pattern) for pattern in keys)}
-    missing = [p for p in keys if not any(fnmatchcase(key, p) for key in told)]
-    if missing:
-        there = name_some(sorted(told)) or "none"
-        raise SpecError(f"{file}: expected a key '{missing[0]}' to remove, found {there}.")
-    kept = {key: text for key, text in told.items() if key not in gone}
-    return _write(stored, kept, command="remove", target=target)
+    return _edit(file, target, remove=keys)
 
 
 @metadata.command("hash")
@@ -169,66 +151,59 @@ def hash_(*, file: Path, target: Target) -> bool:
 
     sshs_model_hash is Civitai's AutoV3. The status is 1 if a stored hash is wrong and stays so.
     """
-    stored = open_stored(file)
     if target.given:
-        told = with_hashes(stored, stored.header.metadata)
-        return _write(stored, told, command="hash", target=target)
-    found = check_hashes(stored)
+        return _edit(file, target, hashes=True)
+    found = metadata_hashes(file)
     if target.as_json:
-        _echo("hash", file, {"hashes": [_as_dict(one) for one in found]})
+        _echo(found.as_dict())
     elif not target.quiet:
-        show_table(_hash_table(found), folded=True)
-    return all(one.right is not False for one in found)
+        show_table(_hash_table(found.hashes), folded=True)
+    return found.right
 
 
 def _pair(text: str) -> tuple[str, str]:
     key, sign, value = text.partition("=")
     if not sign or not key:
         raise SpecError(f"'{text}': expected KEY=VALUE.")
-    if key in HASHES:
-        raise SpecError(f"{key} is computed, not set; see lorakit metadata hash --in-place.")
     return key, value
 
 
-def _write(file: Stored, told: Mapping[str, str], *, command: str, target: Target) -> bool:
+def _edit(
+    file: Path,
+    target: Target,
+    *,
+    values: dict[str, str] | None = None,
+    remove: Sequence[str] = (),
+    hashes: bool = False,
+) -> bool:
     """Write the file with other metadata, and say what changed."""
-    place = target.place(file.path)
+    target.check()
     with watching(quiet=target.quiet or target.as_json) as progress:
-        nbytes, new = rewritten(file, told, place=place, verify=target.verify, progress=progress)
-    old, output = file.header.metadata, target.output or file.path
-    changed = {key: new[key] for key in sorted(new) if old.get(key) != new[key]}
-    removed = sorted(key for key in old if key not in new)
+        found = edit_metadata(
+            file,
+            values=values,
+            remove=remove,
+            hashes=hashes,
+            output=target.output,
+            overwrite=target.overwrite,
+            verify=target.verify,
+            progress=progress,
+        )
     if target.as_json:
-        body = {"set": changed, "removed": removed, "verified": target.verify}
-        _echo(command, file.path, {**body, "output": str(output), "output_bytes": nbytes})
+        _echo(found.as_dict())
     elif not target.quiet:
-        verified = ", read back and the same" if target.verify else ""
-        _show_written(old, changed, removed, f"{output} ({bytes_text(nbytes)}){verified}")
+        show_table(pairs(_changes(found)), folded=True)
     return True
 
 
-def _show_written(
-    old: Mapping[str, str], changed: Mapping[str, str], removed: Sequence[str], written: str
-) -> None:
+def _changes(found: Edited) -> dict[str, str]:
     rows = {
-        key: f"{shortened(old.get(key, 'nothing'))} -> {shortened(text)}"
-        for key, text in changed.items()
+        key: f"{shortened(found.before.get(key, 'nothing'))} -> {shortened(text)}"
+        for key, text in found.set.items()
     }
-    rows |= dict.fromkeys(removed, "removed")
-    show_table(pairs({**rows, "written": written}), folded=True)
-
-
-def _verdict(found: Hash) -> str:
-    return "absent" if found.right is None else "right" if found.right else "wrong"
-
-
-def _as_dict(found: Hash) -> dict[str, str | None]:
-    return {
-        "key": found.key,
-        "stored": found.stored,
-        "found": found.found,
-        "verdict": _verdict(found),
-    }
+    rows |= dict.fromkeys(found.removed, "removed")
+    verified = ", read back and the same" if found.verified else ""
+    return {**rows, "written": f"{found.output} ({bytes_text(found.output_bytes)}){verified}"}
 
 
 def _hash_table(found: Sequence[Hash]) -> Table:
@@ -238,10 +213,9 @@ def _hash_table(found: Sequence[Hash]) -> Table:
     for one in found:
         name = f"{one.key} (AutoV3)" if one.key == MODEL_HASH else one.key
         wrong = f"wrong: {printable(one.stored or '')}"
-        table.add_row(name, Text(wrong if one.right is False else _verdict(one)), one.found)
+        table.add_row(name, Text(wrong if one.right is False else one.verdict), one.found)
     return table
 
 
-def _echo(command: str, file: Path, body: Mapping[str, Any]) -> None:
-    told = {"schema": SCHEMA, "command": f"metadata {command}", "file": str(file), **body}
-    click.echo(json.dumps(told, sort_keys=True))
+def _echo(body: dict[str, Any]) -> None:
+    click.echo(json.dumps(body, sort_keys=True))

@@ -194,7 +194,8 @@ def _rules(theme: Theme) -> str:
         ".heat th[scope=row]": f"background: {theme.paper}",
         "pre": f"background: {theme.card}; border: 1px solid {theme.line}",
         ".warnings": f"background: {theme.alert}; color: {theme.warn}",
-        ".bar": f"background-image: linear-gradient(to right, {theme.bar} var(--p), #0000 0)",
+        ".bar": "background-image: linear-gradient(to right, "
+        f"{theme.bar} var(--p), {theme.bar}00 0)",
         ":focus-visible": f"outline: 2px solid {theme.accent}",
     }
     for place in range(STEPS):

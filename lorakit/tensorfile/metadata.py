@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from lorakit.errors import SpecError
 from lorakit.tensorfile.casting import stored
@@ -152,24 +152,6 @@ def recipe_json(recipe: Mapping[str, object]) -> str:
         raise SpecError(
             f"Recipe: expected text, finite numbers, lists and dicts, found {error}; convert it."
         ) from None
-
-
-def edited(
-    metadata: Mapping[str, str], changes: Mapping[str, str], remove: Iterable[str] = ()
-) -> dict[str, str]:
-    """Return metadata with some keys removed, then others set.
-
-    Raises:
-        SpecError: a key to remove is not there.
-    """
-    gone = list(remove)
-    missing = [key for key in gone if key not in metadata]
-    if missing:
-        there = ", ".join(sorted(metadata)[:5]) or "none"
-        raise SpecError(
-            f"Metadata: expected a key '{missing[0]}' to remove, found {there}; check its name."
-        )
-    return {key: text for key, text in metadata.items() if key not in gone} | dict(changes)
 
 
 def _edges() -> tuple[int, int]:

@@ -45,6 +45,11 @@ class Hash:
     found: str
     right: bool | None
 
+    @property
+    def verdict(self) -> str:
+        """One word: absent, right or wrong."""
+        return "absent" if self.right is None else "right" if self.right else "wrong"
+
 
 def open_stored(path: Path) -> Stored:
     """Read a file's header.

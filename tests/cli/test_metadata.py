@@ -14,6 +14,8 @@ import synthetic
 import torch
 from safetensors.torch import save_file
 
+import lorakit
+from lorakit.errors import OutputError
 from lorakit.tensorfile import metadata as names
 from lorakit.tensorfile import relabel
 from lorakit.tensorfile.header import format_header, read_header
@@ -266,6 +268,30 @@ def test_a_folder_that_cannot_be_written_to_is_told(lora: Path) -> None:
         )
     finally:
         lora.parent.chmod(0o700)
+
+
+def test_a_read_only_file_stays_as_it_is(lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rename would replace it all the same; and root may write anything."""
+    before = lora.read_bytes()
+    lora.chmod(0o444)
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
+    said = refused("metadata", "set", lora, "a=b", "--in-place")
+    assert "found one that is read-only" in said and bool(lora.read_bytes() == before)
+    assert run("metadata", "set", lora, "a=b", "-o", lora.with_name("b.safetensors")).exit_code == 0
+
+
+def test_values_of_any_size_and_script_come_back(lora: Path) -> None:
+    told = {"é": "猫 😀 \u2028 \x7f", "line": 'a\nb\t"c"\\', "long": "x" * 3_000_000}
+    data = data_of(lora)
+    lorakit.edit_metadata(lora, values=told)
+    assert metadata_of(lora).items() >= told.items() and bool(data_of(lora) == data)
+    assert run("metadata", "show", lora).exit_code == 0
+    with pytest.raises(OutputError, match="store less metadata"):
+        lorakit.edit_metadata(lora, values={"huge": "x" * 100_000_001})
+    with pytest.raises(OutputError, match="valid Unicode"):
+        lorakit.edit_metadata(lora, values={"half": "\ud800"})
+    assert metadata_of(lora).items() >= told.items() and bool(data_of(lora) == data)
+    assert [p.name for p in lora.parent.iterdir()] == [lora.name]
 
 
 def test_show_is_of_words_and_json_as_it_is_stored(lora: Path) -> None:

@@ -3,7 +3,9 @@
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from importlib import util
 from itertools import combinations, pairwise
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from lorakit.pictures.html import POLICY, Section, Table, page
 from lorakit.pictures.svg import Picture, below, beside, document, grid
 from lorakit.pictures.text import BOLD, SIZE, TITLE, cut, escaped, width, wrapped
 
+ROOT = Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
 NASTY = '<script>alert("1")</script> & \x1b[31m\x00 "quotes"'
 
@@ -303,3 +306,23 @@ def test_what_is_printed_is_light() -> None:
     text = page("a", [Section(title="a")], Table(title="t", columns=(), rows=()))
     assert "@media (prefers-color-scheme" not in text
     assert text.count("@media screen and (prefers-color-scheme: dark)") == 2
+
+
+def outline(text: str) -> list[tuple[str, str]]:
+    """Return a picture's elements and its words, without what rounding may change: numbers."""
+    return [
+        (element.tag, re.sub(r"[-\d.]+", "0", element.text or ""))
+        for element in ET.fromstring(text).iter()
+    ]
+
+
+def test_the_pictures_in_the_docs_are_those_of_today() -> None:
+    """`python docs/pictures.py` draws them anew."""
+    spec = util.spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
+    assert spec is not None and spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, text in module.pictures().items():
+        stored = (ROOT / "docs" / "images" / name).read_text(encoding="utf-8")
+        assert len(stored) < 64_000 and outline(text) == outline(stored), name
+        assert "/" not in re.sub(r"</|/>|http://www.w3.org/2000/svg", "", stored), "no path"

@@ -13,7 +13,6 @@ from lorakit.tensorfile.header import save_order
 from lorakit.tensorfile.metadata import (
     LEGACY_HASH,
     MODEL_HASH,
-    edited,
     model_hash,
     recipe_json,
     true_metadata,
@@ -181,11 +180,3 @@ def test_a_recipe_is_the_same_text_whatever_the_order():
     for value in (math.nan, {1, 2}):
         with pytest.raises(SpecError, match="Recipe"):
             recipe_json({"x": value})
-
-
-def test_metadata_is_edited_and_a_missing_key_is_told():
-    old = {"a": "1", "b": "2"}
-    assert edited(old, {"c": "3", "a": "4"}, ["b"]) == {"a": "4", "c": "3"}
-    assert old == {"a": "1", "b": "2"}
-    with pytest.raises(SpecError, match="'z' to remove, found a, b"):
-        edited(old, {}, ["z"])
