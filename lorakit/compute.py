@@ -121,7 +121,9 @@ def ordered_map(
         compute: how many workers, and how many bytes may be in flight.
         cost: the bytes that an item and its result take; without it an item a worker and two more.
     """
-    pool, owner = ThreadPoolExecutor(compute.threads), get_ident()
+    # MKL counts its threads for each thread apart, and a new one begins with all cores.
+    pool = ThreadPoolExecutor(compute.threads, initializer=torch.set_num_threads, initargs=(1,))
+    owner = get_ident()
     waiting: deque[tuple[Future[Result], int]] = deque()
     in_flight = 0
     with one_blas_thread():

@@ -88,6 +88,9 @@ class Hashed:
 def read_metadata(path: str | Path) -> Mapping[str, str]:
     """Return what a safetensors file says of itself, from its header.
 
+    Args:
+        path: the file.
+
     Raises:
         FileFormatError: it is no safetensors file.
     """
@@ -153,6 +156,9 @@ def edit_metadata(
 
 def metadata_hashes(path: str | Path) -> Hashed:
     """Compute the hashes of a file, and compare those that it stores.
+
+    Args:
+        path: a safetensors file.
 
     Raises:
         FileFormatError: it is no safetensors file, or cannot be read whole.
