@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from lorakit.errors import FileFormatError
 from lorakit.tensorfile.dtypes import bytes_of, empty, spec_of
 from lorakit.tensorfile.header import Extent, Header, Spec, read_header
-from lorakit.tensorfile.reading import file_size, open_regular, read_exactly, reading
+from lorakit.tensorfile.reading import open_regular, read_exactly, reading, stamp_of
 
 
 class TensorSource(Protocol):
@@ -91,11 +91,7 @@ class FileSource:
         except FileFormatError as error:
             raise FileFormatError(f"{self.path}: {key}: {error}") from None
         with open_regular(extent.path) as file, reading(extent.path):
-            if file_size(file) != self.header.size:
-                raise FileFormatError(
-                    f"{self.path}: expected {self.header.size} bytes, found {file_size(file)}; "
-                    "another program changed it meanwhile, start again."
-                )
+            self._check(file)
             file.seek(extent.offset)
             read_exactly(file, extent.path, bytes_of(tensor))
         return tensor
@@ -103,6 +99,36 @@ class FileSource:
     def extent(self, key: str) -> Extent | None:
         """Tell where a tensor's bytes lie."""
         return self.header.extents[key]
+
+    def check_unchanged(self) -> None:
+        """Check that the file is the one whose header was read.
+
+        Raises:
+            FileFormatError: it is another one, or was written to.
+        """
+        with open_regular(self.path) as file, reading(self.path):
+            self._check(file)
+
+    def _check(self, file: BinaryIO) -> None:
+        found = stamp_of(file)
+        if found != self.header.stamp:
+            raise FileFormatError(
+                f"{self.path}: expected the file as it was at first, of {self.header.size} bytes, "
+                f"found one of {found[1]} bytes; another program changed it meanwhile, start again."
+            )
+
+
+def check_unchanged(source: TensorSource) -> None:
+    """Check that the files that a source reads are those that it began with.
+
+    Raises:
+        FileFormatError: one of them changed.
+    """
+    root = root_of(source)
+    parts: Mapping[str, TensorSource] = getattr(root, "parts", None) or {"": root}
+    for part in parts.values():
+        if isinstance(part, FileSource):
+            part.check_unchanged()
 
 
 class DictSource:

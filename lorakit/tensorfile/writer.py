@@ -15,7 +15,7 @@ from lorakit.tensorfile.casting import cast
 from lorakit.tensorfile.copying import copy_extent
 from lorakit.tensorfile.header import Extent, Spec
 from lorakit.tensorfile.multifile import MultiFileSource
-from lorakit.tensorfile.plain import TensorSource, root_of
+from lorakit.tensorfile.plain import TensorSource, check_unchanged, root_of
 from lorakit.tensorfile.readback import check_beside, check_header
 from lorakit.tensorfile.reading import reading
 from lorakit.tensorfile.replacing import (
@@ -97,6 +97,7 @@ def write_safetensors(
         nbytes = stream(
             file, source, compute=compute or Compute.of(device="cpu"), progress=progress or silent
         )
+        check_unchanged(source)
         if check is not None:
             check_header(temporary, source)
             check(temporary)
@@ -152,6 +153,7 @@ def write_folder(
         for name, part in parts.items():
             with open(_made(folder / name), "xb", buffering=0) as file:
                 done += stream(file, part, compute=compute, progress=tell, before=done)
+            check_unchanged(part)
         for name, text in texts.items():
             _made(folder / name).write_bytes(text.encode())
         for name, origin in copies.items():
@@ -223,13 +225,17 @@ def write_model(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Part:
-    """The tensors of a source that one of its files holds, under that file's keys."""
+    """The tensors of a source that one of its files holds, under that file's keys.
+
+    `parts` is that file.
+    """
 
     name: str
     source: TensorSource
     keys: Mapping[str, str]
     specs: Mapping[str, Spec]
     metadata: Mapping[str, str]
+    parts: Mapping[str, TensorSource]
 
     @staticmethod
     def of(name: str, source: TensorSource, root: MultiFileSource) -> "_Part":
@@ -248,6 +254,7 @@ class _Part:
             keys=keys,
             specs={inner: source.specs[key] for inner, key in keys.items()},
             metadata=own | changed,
+            parts={name: root.parts[name]},
         )
 
     @property
@@ -258,7 +265,9 @@ class _Part:
             return None
         keys = {inner: key for inner, key in self.keys.items() if key in base.specs}
         specs = {inner: base.specs[key] for inner, key in keys.items()}
-        return _Part(name=self.name, source=base, keys=keys, specs=specs, metadata={})
+        return _Part(
+            name=self.name, source=base, keys=keys, specs=specs, metadata={}, parts=self.parts
+        )
 
     def get(self, key: str) -> Tensor:
         """Read a tensor."""
