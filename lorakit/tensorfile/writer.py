@@ -12,6 +12,7 @@ from lorakit.compute import Compute
 from lorakit.errors import LorakitError, OutputError
 from lorakit.progress import Progress, silent
 from lorakit.tensorfile.casting import cast
+from lorakit.tensorfile.companions import companions
 from lorakit.tensorfile.copying import copy_extent
 from lorakit.tensorfile.header import Extent, Spec
 from lorakit.tensorfile.multifile import MultiFileSource
@@ -29,23 +30,6 @@ from lorakit.tensorfile.replacing import (
 from lorakit.tensorfile.streaming import WHAT, size_of, stream
 
 __all__ = ["Written", "cast", "write_folder", "write_model", "write_safetensors"]
-
-# Weights in other formats or variants would no longer be those of the model beside them.
-_OTHER_WEIGHTS = (
-    ".safetensors",
-    ".bin",
-    ".ckpt",
-    ".pt",
-    ".pth",
-    ".gguf",
-    ".onnx",
-    ".onnx_data",
-    ".pb",
-    ".h5",
-    ".msgpack",
-    ".tflite",
-)
-
 
 Check = Callable[[Path], None]
 """Given the place of an output that is complete and not yet in its place; what it raises leaves
@@ -214,7 +198,7 @@ def write_model(
         path,
         parts,
         texts=texts,
-        copies={name: file for name, file in _beside(root).items() if name not in texts},
+        copies={name: file for name, file in companions(root).items() if name not in texts},
         overwrite=overwrite,
         inputs=[*given, root.root],
         compute=compute,
@@ -309,18 +293,6 @@ def _indexes(source: TensorSource, root: MultiFileSource) -> dict[str, str]:
             about["total_size"] += grown
             texts[index] = json.dumps(table, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     return texts
-
-
-def _beside(root: MultiFileSource) -> dict[str, Path]:
-    found = {}
-    for file in sorted(root.root.rglob("*")):
-        name = file.relative_to(root.root)
-        hidden = any(part.startswith(".") for part in name.parts)
-        weights = file.suffix.lower() in _OTHER_WEIGHTS
-        index = ".index." in file.name and name.as_posix() not in root.indexes
-        if not (hidden or weights or index) and file.is_file():
-            found[name.as_posix()] = file
-    return found
 
 
 @contextmanager

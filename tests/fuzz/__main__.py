@@ -6,7 +6,9 @@ there; an input that fails is kept there too, and by hypothesis, which tries it 
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 
 import atheris
 
@@ -17,6 +19,12 @@ SLOW = 30
 """Seconds after which an input counts as one that hangs."""
 
 with atheris.instrument_imports(include=["lorakit"]):
+    import lorakit
+
+    # Commands import most of it only when they run, too late to be watched.
+    for module in walk_packages(lorakit.__path__, "lorakit."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
     from tests.fuzz import test_fuzz
 
 TARGETS = {
@@ -45,7 +53,12 @@ def fuzz(name: str, seconds: str) -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     options = (
         *(f"-max_total_time={seconds}", f"-rss_limit_mb={MEMORY}", f"-timeout={SLOW}"),
-        *("-max_len=8192", "-print_final_stats=1", f"-artifact_prefix={CACHE}/{name}-"),
+        *(
+            "-max_len=8192",
+            "-len_control=0",
+            "-print_final_stats=1",
+            f"-artifact_prefix={CACHE}/{name}-",
+        ),
     )
     atheris.Setup([sys.argv[0], *options, str(corpus)], TARGETS[name].hypothesis.fuzz_one_input)
     atheris.Fuzz()

@@ -97,7 +97,7 @@ _STACK = (
     *(b"q\0", b"h\0", b"a", b"\x81", b"o", b"\x93", b"\x82\1", b"N"),
 )
 """Opcodes that move what is on the stack."""
-_LEGACY = (
+LEGACY = (
     0x1950A86A20F9469CFC6C,
     1001,
     {
@@ -144,7 +144,7 @@ def checkpoints(draw: st.DrawFn) -> bytes:
     if form == "plain":
         return code
     if form == "legacy":
-        raw = b"".join(pickle.dumps(part, protocol=2) for part in _LEGACY)
+        raw = b"".join(pickle.dumps(part, protocol=2) for part in LEGACY)
         keys = pickle.dumps(draw(st.lists(st.sampled_from(["0", "1"]), max_size=2)), protocol=2)
         return raw + code + keys + draw(st.binary(max_size=40))
     raw = draw(st.just([bytes(16)]) | st.lists(st.binary(max_size=24), max_size=2))
