@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help venv demo test check lint format format-check types docs site bench clean
+.PHONY: help venv demo test check lint format format-check types docs site bench fuzz clean
 
 help:
 	@sed -n '/^PYTHON/q; s/^# //p' Makefile
@@ -55,6 +55,12 @@ site: $(STAMP)
 
 bench: $(STAMP)
 	$(RUN) -m benchmarks
+
+# A coverage-guided fuzzer for so many seconds a target; never part of `check`.
+FUZZ_SECONDS ?= 300
+fuzz: $(STAMP)
+	$(PIP) -e '.[fuzz]'
+	$(RUN) -m tests.fuzz $(FUZZ_SECONDS)
 
 # The venv stays: `rm -r .venv` to start from nothing.
 clean:

@@ -21,6 +21,7 @@ from lorakit.peftconfig import AlphaOf, alpha_from_metadata
 from lorakit.peftfolder import is_peft_folder, open_peft
 from lorakit.report import name_some
 from lorakit.tensorfile.metadata import model_hash
+from lorakit.tensorfile.plain import check_unchanged
 from lorakit.tensorfile.source import (
     DictSource,
     TensorSource,
@@ -99,6 +100,7 @@ def load_lora(
             module: _adapter(source, module, spellings, alpha_of, header_only)
             for module, spellings in keys.modules.items()
         }
+    check_unchanged(source)
     _check_wholes(source.name, keys.architecture, adapters)
     for module, spellings in keys.modules.items():
         if "lora_bias" in spellings[0].keys:
@@ -224,10 +226,15 @@ def _check_same(
 ) -> None:
     same = tensors.keys() == other.keys.keys() and (
         header_only
-        or all(torch.equal(tensors[role], source.get(key)) for role, key in other.keys.items())
+        or all(_equal(tensors[role], source.get(key)) for role, key in other.keys.items())
     )
     if not same:
         raise AdapterError(
             f"{source.name}: {module} is stored twice with different values, once as {other.raw}; "
             "delete one of them, lorakit cannot tell which is meant."
         )
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    # torch compares no fp8 with another dtype.
+    return torch.equal(first.double(), second.double())

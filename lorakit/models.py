@@ -123,7 +123,7 @@ class Model:
         if slot.transpose:
             tensor = tensor.T
         start, stop = slot.rows
-        tensor = tensor[start:stop].reshape(stop - start, -1)
+        tensor = tensor[start:stop].reshape(stop - start, math.prod(slot.shape[1:]))
         return swapped(tensor) if slot.swap else tensor
 
 
@@ -139,8 +139,10 @@ def open_model(source: TensorSource) -> Model:
         FileFormatError: its weights are quantised with scales that lorakit does not apply.
     """
     source = dequantised(source)
+    # A single number or a tensor without any is no weight, whatever it is called.
+    shapes = {key: spec.shape for key, spec in source.specs.items() if spec.shape and spec.numel}
     try:
-        index = index_checkpoint({key: spec.shape for key, spec in source.specs.items()})
+        index = index_checkpoint(shapes)
     except FileFormatError as error:
         raise FileFormatError(f"{source.name}: {error}") from None
     return Model(source=source, index=index)

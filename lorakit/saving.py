@@ -16,8 +16,9 @@ from lorakit.models import Applied, Rounded, stored_specs
 from lorakit.names.checkpoints import BIAS
 from lorakit.names.dialects import format_key
 from lorakit.peftconfig import CONFIG, WEIGHTS, PeftLayer, format_config
-from lorakit.peftfolder import ROOT
+from lorakit.peftfolder import COMPONENTS, ROOT
 from lorakit.progress import Progress, silent
+from lorakit.report import name_some
 from lorakit.tensorfile.header import save_order
 from lorakit.tensorfile.metadata import RECIPE_KEY, recipe_json, true_metadata, with_hashes
 from lorakit.tensorfile.quantised import Requantised, dequantised_of
@@ -261,11 +262,18 @@ def _save_peft(place: Path, lora: LoraFile, output: Output, check: Check | None)
     for module, adapter in lora.adapters.items():
         component = module.partition(".")[0]
         by_component.setdefault(component, {})[module] = adapter
-    folders = {name: name for name in by_component} if len(by_component) > 1 else None
+    several = len(by_component) > 1
+    strange = [name for name in by_component if name not in COMPONENTS]
+    # A folder's name must never come from a file.
+    if several and strange:
+        raise AdapterError(
+            f"{lora.name}: expected layers of {', '.join(COMPONENTS)}, which PEFT has folders for, "
+            f"found {name_some(strange)}; write a .safetensors file."
+        )
     parts = {}
     texts = {}
     for component, adapters in sorted(by_component.items()):
-        below = f"{folders[component]}/" if folders else ""
+        below = f"{component}/" if several else ""
         part = replace(lora, adapters=adapters)
         tensors = stored_tensors(part, dialect="peft", dtype=output.dtype or lora.dtype)
         parts[below + WEIGHTS[0]] = _source(tensors, _metadata(part, place.name, output), place)

@@ -81,7 +81,8 @@ def write_text(place: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    data = text.encode()
+    # A file's name may hold bytes that are no text.
+    data = text.encode(errors="replace")
     check_space(place, place, len(data))
     with replaced_file(place) as file:
         write_all(file, data)

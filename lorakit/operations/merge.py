@@ -20,8 +20,10 @@ from lorakit.operations.remarks import remarks
 from lorakit.operations.stack import (
     Stack,
     architecture_of,
+    flat,
     needs_base,
     parts_of,
+    shape_of,
     sum_piece,
     unclaimed,
 )
@@ -143,7 +145,7 @@ def _pieces(
             block_of[module],
             parts,
             _base(model, module, parts, stack),
-            model.shape(module) if model is not None and model.parts(module) else None,
+            _shape_in(model, module, parts),
             mix,
         )
         for module, parts in modules.items()
@@ -154,6 +156,23 @@ def _pieces(
             "Every strength is zero, so nothing is left to write; give one LoRA a strength."
         )
     return pieces, tuple(module for module, parts in modules.items() if not parts)
+
+
+def _shape_in(model: Model | None, module: str, parts: Sequence[Part]) -> tuple[int, ...] | None:
+    """Return the shape of the weight in a model; None where there is none.
+
+    Raises:
+        AdapterError: a part is for a weight of another shape.
+    """
+    if model is None or not model.parts(module):
+        return None
+    there, here = model.shape(module), shape_of(parts)
+    if here is not None and flat(here) != flat(there):
+        raise AdapterError(
+            f"{model.source.name}: {module} expected a change of {list(there)}, found "
+            f"{list(here)}; the LoRA was made for another model."
+        )
+    return there
 
 
 def _base(

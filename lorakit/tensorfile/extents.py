@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 from lorakit.errors import FileFormatError
 from lorakit.tensorfile.header import Extent
-from lorakit.tensorfile.reading import file_size, open_regular, reading
+from lorakit.tensorfile.reading import Stamp, open_regular, reading, stamp_of
 
 
 @contextmanager
@@ -18,12 +19,22 @@ def opened(extent: Extent) -> Iterator[BinaryIO]:
     """
     with open_regular(extent.path) as file:
         with reading(extent.path):
-            size = file_size(file)
+            if extent.stamp is not None:
+                check_stamp(file, extent.path, extent.stamp)
             file.seek(extent.offset)
-        if extent.size is not None and size != extent.size:
-            raise FileFormatError(
-                f"{extent.path}: expected {extent.size} bytes, found {size}; "
-                "another program changed it meanwhile, start again."
-            )
         # What fails while the file is open may be another file's fault.
         yield file
+
+
+def check_stamp(file: BinaryIO, path: Path, stamp: Stamp) -> None:
+    """Check that an open file is the one whose header was read.
+
+    Raises:
+        FileFormatError: it is another one, or was written to.
+    """
+    found = stamp_of(file)
+    if found != stamp:
+        raise FileFormatError(
+            f"{path}: expected the file as it was at first, of {stamp[1]} bytes, found one of "
+            f"{found[1]} bytes; another program changed it meanwhile, start again."
+        )

@@ -16,10 +16,11 @@ from typing import NoReturn, TypeGuard
 from lorakit.errors import FileFormatError, OutputError
 from lorakit.tensorfile.reading import (
     MAX_HEADER,
-    file_size,
+    Stamp,
     open_regular,
     read_exactly,
     reading,
+    stamp_of,
     what_it_is,
 )
 
@@ -86,23 +87,27 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where a tensor's bytes lie in a file, and how large that was when its header was read."""
+    """Where a tensor's bytes lie in a file, and which file that was when its header was read."""
 
     path: Path
     offset: int
     length: int
-    size: int | None = field(default=None, compare=False)
+    stamp: Stamp | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """A checked header; `specs` and `extents` are in the order of the bytes in the file."""
+    """A checked header; `specs` and `extents` are in the order of the bytes in the file.
+
+    `stamp` tells the file that it was read from.
+    """
 
     specs: Mapping[str, Spec]
     metadata: Mapping[str, str]
     extents: Mapping[str, Extent]
     data_start: int
     size: int
+    stamp: Stamp
 
 
 def read_header(path: str | Path) -> Header:
@@ -113,15 +118,15 @@ def read_header(path: str | Path) -> Header:
     """
     path = Path(path)
     with open_regular(path) as file, reading(path):
-        size = file_size(file)
-        start = file.read(64)
+        stamp, start = stamp_of(file), file.read(64)
+        size = stamp[1]
         length = int.from_bytes(start[:8], "little")
         if size < 8 or length > min(MAX_HEADER, size - 8):
             _refuse_start(path, start, size, length)
         raw = bytearray(length)
         file.seek(8)
         read_exactly(file, path, memoryview(raw))
-    return _parse(path, bytes(raw), start, size)
+    return _parse(path, bytes(raw), start, stamp)
 
 
 def format_header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> bytes:
@@ -232,7 +237,8 @@ def _refuse_start(path: Path, start: bytes, size: int, length: int) -> NoReturn:
     _refuse(path, f"a header of {length} bytes", found, advice)
 
 
-def _parse(path: Path, raw: bytes, start: bytes, size: int) -> Header:
+def _parse(path: Path, raw: bytes, start: bytes, stamp: Stamp) -> Header:
+    size = stamp[1]
     table = _load(path, raw, start)
     metadata = _metadata(path, table.pop(METADATA_KEY, None))
     data_start = 8 + len(raw)
@@ -242,11 +248,12 @@ def _parse(path: Path, raw: bytes, start: bytes, size: int) -> Header:
         specs={name: spec for name, spec, _, _ in entries},
         metadata=metadata,
         extents={
-            name: Extent(path, data_start + begin, end - begin, size)
+            name: Extent(path, data_start + begin, end - begin, stamp)
             for name, _, begin, end in entries
         },
         data_start=data_start,
         size=size,
+        stamp=stamp,
     )
 
 

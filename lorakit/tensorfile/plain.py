@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lorakit.errors import FileFormatError
 from lorakit.tensorfile.dtypes import bytes_of, empty, spec_of
-from lorakit.tensorfile.extents import opened
+from lorakit.tensorfile.extents import check_stamp, opened
 from lorakit.tensorfile.header import Extent, Header, Spec, read_header
-from lorakit.tensorfile.reading import read_exactly, reading
+from lorakit.tensorfile.reading import open_regular, read_exactly, reading
 
 
 class TensorSource(Protocol):
@@ -98,6 +98,28 @@ class FileSource:
     def extent(self, key: str) -> Extent | None:
         """Tell where a tensor's bytes lie."""
         return self.header.extents[key]
+
+    def check_unchanged(self) -> None:
+        """Check that the file is the one whose header was read.
+
+        Raises:
+            FileFormatError: it is another one, or was written to.
+        """
+        with open_regular(self.path) as file, reading(self.path):
+            check_stamp(file, self.path, self.header.stamp)
+
+
+def check_unchanged(source: TensorSource) -> None:
+    """Check that the files that a source reads are those that it began with.
+
+    Raises:
+        FileFormatError: one of them changed.
+    """
+    root = root_of(source)
+    parts: Mapping[str, TensorSource] = getattr(root, "parts", None) or {"": root}
+    for part in parts.values():
+        if isinstance(part, FileSource):
+            part.check_unchanged()
 
 
 class DictSource:

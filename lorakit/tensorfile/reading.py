@@ -13,6 +13,9 @@ from lorakit.errors import FileFormatError
 MAX_HEADER = 100_000_000
 ZIP_MAGIC = b"PK\x03\x04"
 
+Stamp = tuple[int, int, int]
+"""Of a file: its number, its size, and when it was written."""
+
 _GIT_LFS = b"version https://git-lfs"
 _PAGES = (b"<!doc", b"<html", b"<?xml", b"\n<!do")
 
@@ -63,6 +66,12 @@ def open_regular(path: Path) -> BinaryIO:
 def file_size(file: BinaryIO) -> int:
     """Return the size of an open file."""
     return os.fstat(file.fileno()).st_size
+
+
+def stamp_of(file: BinaryIO) -> Stamp:
+    """Return what changes when someone writes to an open file or puts another in its place."""
+    found = os.fstat(file.fileno())
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read_exactly(file: BinaryIO, path: Path, buffer: memoryview) -> None:

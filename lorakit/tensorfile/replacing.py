@@ -79,8 +79,14 @@ def check_folder(
 
     Raises:
         OutputError: it exists, is an input, lies in one or holds one, is a file, or holds other
-            files.
+            files; or a name leads out of it.
     """
+    outside = [name for name in names if _leads_out(name)]
+    if outside:
+        raise OutputError(
+            f"{path}: expected names of files in it, found {outside[0]!r}; nothing is written "
+            "outside of it."
+        )
     place = _real(path)
     _check_inputs(path, place, inputs)
     for given in inputs:
@@ -216,6 +222,11 @@ def _check_inputs(path: Path, place: Path, inputs: Sequence[Path]) -> None:
             raise OutputError(
                 f"{path} is {where} {given}; inputs are never replaced, choose another name."
             )
+
+
+def _leads_out(name: str) -> bool:
+    path = Path(name)
+    return not path.parts or bool(path.anchor) or ".." in path.parts
 
 
 def _copy_mode(old: Path, new: Path) -> None:

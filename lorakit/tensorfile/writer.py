@@ -12,10 +12,11 @@ from lorakit.compute import Compute
 from lorakit.errors import LorakitError, OutputError
 from lorakit.progress import Progress, silent
 from lorakit.tensorfile.casting import cast
+from lorakit.tensorfile.companions import companions
 from lorakit.tensorfile.copying import copy_extent
 from lorakit.tensorfile.header import Extent, Spec
 from lorakit.tensorfile.multifile import MultiFileSource
-from lorakit.tensorfile.plain import TensorSource, root_of
+from lorakit.tensorfile.plain import TensorSource, check_unchanged, root_of
 from lorakit.tensorfile.readback import check_beside, check_header
 from lorakit.tensorfile.reading import reading
 from lorakit.tensorfile.replacing import (
@@ -29,23 +30,6 @@ from lorakit.tensorfile.replacing import (
 from lorakit.tensorfile.streaming import WHAT, size_of, stream
 
 __all__ = ["Written", "cast", "write_folder", "write_model", "write_safetensors"]
-
-# Weights in other formats or variants would no longer be those of the model beside them.
-_OTHER_WEIGHTS = (
-    ".safetensors",
-    ".bin",
-    ".ckpt",
-    ".pt",
-    ".pth",
-    ".gguf",
-    ".onnx",
-    ".onnx_data",
-    ".pb",
-    ".h5",
-    ".msgpack",
-    ".tflite",
-)
-
 
 Check = Callable[[Path], None]
 """Given the place of an output that is complete and not yet in its place; what it raises leaves
@@ -97,6 +81,7 @@ def write_safetensors(
         nbytes = stream(
             file, source, compute=compute or Compute.of(device="cpu"), progress=progress or silent
         )
+        check_unchanged(source)
         if check is not None:
             check_header(temporary, source)
             check(temporary)
@@ -152,6 +137,7 @@ def write_folder(
         for name, part in parts.items():
             with open(_made(folder / name), "xb", buffering=0) as file:
                 done += stream(file, part, compute=compute, progress=tell, before=done)
+            check_unchanged(part)
         for name, text in texts.items():
             _made(folder / name).write_bytes(text.encode())
         for name, origin in copies.items():
@@ -212,7 +198,7 @@ def write_model(
         path,
         parts,
         texts=texts,
-        copies={name: file for name, file in _beside(root).items() if name not in texts},
+        copies={name: file for name, file in companions(root).items() if name not in texts},
         overwrite=overwrite,
         inputs=[*given, root.root],
         compute=compute,
@@ -223,13 +209,17 @@ def write_model(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Part:
-    """The tensors of a source that one of its files holds, under that file's keys."""
+    """The tensors of a source that one of its files holds, under that file's keys.
+
+    `parts` is that file.
+    """
 
     name: str
     source: TensorSource
     keys: Mapping[str, str]
     specs: Mapping[str, Spec]
     metadata: Mapping[str, str]
+    parts: Mapping[str, TensorSource]
 
     @staticmethod
     def of(name: str, source: TensorSource, root: MultiFileSource) -> "_Part":
@@ -248,6 +238,7 @@ class _Part:
             keys=keys,
             specs={inner: source.specs[key] for inner, key in keys.items()},
             metadata=own | changed,
+            parts={name: root.parts[name]},
         )
 
     @property
@@ -258,7 +249,9 @@ class _Part:
             return None
         keys = {inner: key for inner, key in self.keys.items() if key in base.specs}
         specs = {inner: base.specs[key] for inner, key in keys.items()}
-        return _Part(name=self.name, source=base, keys=keys, specs=specs, metadata={})
+        return _Part(
+            name=self.name, source=base, keys=keys, specs=specs, metadata={}, parts=self.parts
+        )
 
     def get(self, key: str) -> Tensor:
         """Read a tensor."""
@@ -300,18 +293,6 @@ def _indexes(source: TensorSource, root: MultiFileSource) -> dict[str, str]:
             about["total_size"] += grown
             texts[index] = json.dumps(table, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     return texts
-
-
-def _beside(root: MultiFileSource) -> dict[str, Path]:
-    found = {}
-    for file in sorted(root.root.rglob("*")):
-        name = file.relative_to(root.root)
-        hidden = any(part.startswith(".") for part in name.parts)
-        weights = file.suffix.lower() in _OTHER_WEIGHTS
-        index = ".index." in file.name and name.as_posix() not in root.indexes
-        if not (hidden or weights or index) and file.is_file():
-            found[name.as_posix()] = file
-    return found
 
 
 @contextmanager

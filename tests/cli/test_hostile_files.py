@@ -12,6 +12,9 @@ from click.testing import Result
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lorakit.errors import OutputError
+from lorakit.tensorfile.source import DictSource
+from lorakit.tensorfile.writer import write_folder
 from tests.helpers import metadata_of, ran, refused, run, tensors_of
 
 LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -223,6 +226,29 @@ def test_a_layer_of_terabytes_is_refused_before_it_is_made(tmp_path: Path, kind:
     save_file({f"{LAYER}.{role}": tensor.clone() for role, tensor in tensors.items()}, file)
     words = refused("merge", file, "-o", tmp_path / "out.safetensors")
     assert "large.safetensors" in words and "fill your memory" in words
+
+
+@pytest.mark.parametrize("name", ["/elsewhere/x", "", "a/b", "../x", "lora_unet_x"])
+def test_a_name_in_a_file_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """PEFT has a folder a component, which was called what the tensors were."""
+    monkeypatch.chdir(tmp_path)
+    root = f"{tmp_path}/elsewhere/x" if name.startswith("/") else name
+    file, out = tmp_path / "x.safetensors", tmp_path / "deep" / "out"
+    save_file(lora(f"{root}.layer") | lora("b.c"), file)
+    words = refused("convert", file, "--to", "peft", "-o", out)
+    assert "x.safetensors" in words and "safetensors file" in words
+    assert [entry.name for entry in tmp_path.rglob("*")] == ["x.safetensors"]
+
+
+def test_names_that_lead_out_of_a_folder_are_not_written(tmp_path: Path) -> None:
+    """Whatever asks for it."""
+    source = DictSource({"x": torch.ones(1)})
+    for name in ("../x.safetensors", "/x.safetensors", "a/../../x.safetensors", "", "."):
+        with pytest.raises(OutputError, match="outside"):
+            write_folder(tmp_path / "out", {name: source})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_shard_index_leads_nowhere_else(tmp_path: Path) -> None:

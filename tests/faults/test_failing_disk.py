@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -225,27 +224,6 @@ def _read_only(folder: Path) -> bool:
         if subprocess.run(["mount", *more], capture_output=True).returncode:
             pytest.skip("root may write anywhere, and may not mount here")
     return True
-
-
-def test_a_limit_of_file_descriptors_is_not_reached(made: Path, tmp_path: Path) -> None:
-    """A hundred LoRAs and a model, and thirty files at once."""
-    pytest.importorskip("resource")
-    copies = []
-    for number in range(100):
-        copies.append(str(tmp_path / f"{number}.safetensors"))
-        Path(copies[-1]).hardlink_to(made / "a.safetensors")
-    code = (
-        "import sys, resource; import lorakit.cli, lorakit.operations.merge;"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (30, 30)); lorakit.cli.main()"
-    )
-    out = tmp_path / "out.safetensors"
-    base = ["--into", str(made / "base.safetensors")]
-    done = subprocess.run(
-        [sys.executable, "-c", code, "merge", *copies, *base, "-o", str(out), "--verify"],
-        capture_output=True, text=True, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "verified" in done.stdout
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), RuntimeError("odd")])

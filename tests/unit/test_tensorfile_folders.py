@@ -1,6 +1,7 @@
 """Shards and diffusers folders: read as one model, and written in the form that they came in."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -255,3 +256,53 @@ def test_a_folder_of_parts_and_texts_is_written(tmp_path):
     weights = len(new["unet/x.safetensors"]) + len(new["y.safetensors"])
     assert written.nbytes == sum(map(len, new.values()))
     assert told[-1] == (weights, weights)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need a right on Windows")
+class TestLinks:
+    """What is copied along is the model's own: no link brings in what lies elsewhere."""
+
+    def test_a_link_that_leads_out_is_refused(self, tmp_path):
+        source = open_source(make_shards(tmp_path / "m"))
+        (tmp_path / "secret.json").write_text("mine")
+        for kind in ("file", "folder"):
+            link = tmp_path / "m" / "link.json"
+            link.symlink_to(tmp_path / "secret.json" if kind == "file" else tmp_path)
+            with pytest.raises(FileFormatError, match=r"link\.json: .* leads to"):
+                write_model(tmp_path / "out", source)
+            link.unlink()
+        assert not (tmp_path / "out").exists()
+        write_model(tmp_path / "out", source)
+
+    def test_a_circle_is_refused(self, tmp_path):
+        source = open_source(make_shards(tmp_path / "m"))
+        (tmp_path / "m" / "a").mkdir()
+        for target in ("..", ".", "../a"):
+            link = tmp_path / "m" / "a" / "link"
+            link.symlink_to(target)
+            with pytest.raises(FileFormatError, match=r"link: .* leads to"):
+                write_model(tmp_path / "out", source)
+            link.unlink()
+
+    def test_links_inside_are_copies(self, tmp_path):
+        source = open_source(make_shards(tmp_path / "m"))
+        (tmp_path / "m" / "tokenizer").mkdir()
+        (tmp_path / "m" / "tokenizer" / "vocab.json").write_text("{}")
+        (tmp_path / "m" / "tokenizer_2").symlink_to("tokenizer")
+        (tmp_path / "m" / "card.md").symlink_to("tokenizer/vocab.json")
+        write_model(tmp_path / "out", source)
+        for name in ("tokenizer/vocab.json", "tokenizer_2/vocab.json", "card.md"):
+            assert (tmp_path / "out" / name).read_text() == "{}"
+            assert not (tmp_path / "out" / name).is_symlink()
+
+    def test_the_cache_of_hugging_face_is_all_links(self, tmp_path):
+        plain = make_shards(tmp_path / "plain").parent
+        (plain / "config.json").write_text("{}")
+        blobs, snapshot = tmp_path / "cache" / "blobs", tmp_path / "cache" / "snapshots" / "abc"
+        snapshot.mkdir(parents=True)
+        blobs.mkdir()
+        for number, file in enumerate(sorted(plain.iterdir())):
+            file.rename(blobs / str(number))
+            (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+        write_model(tmp_path / "out", open_source(snapshot))
+        assert (tmp_path / "out" / "config.json").read_text() == "{}"

@@ -1,5 +1,6 @@
 """Pickled checkpoints: tensors are read, code is named and never run."""
 
+import contextlib
 import os
 import pickle
 import sys
@@ -15,6 +16,8 @@ import torch
 from lorakit.errors import FileFormatError
 from lorakit.tensorfile.header import Spec
 from lorakit.tensorfile.source import PickleSource, open_source
+from tests.fuzz.pickled import GADGETS, LEGACY, calls, rebuilt, state, zipped
+from tests.fuzz.watch import watching
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4).half()}
 
@@ -167,3 +170,77 @@ def test_archives_and_pickles_of_others_are_refused(tmp_path):
     cut.write_bytes(good.read_bytes()[:-100])
     with pytest.raises(FileFormatError):
         open_source(cut)
+
+
+@pytest.mark.parametrize("gadget", GADGETS)
+def test_no_function_is_called_in_whatever_way_it_is_asked_for(tmp_path, gadget):
+    path = tmp_path / "evil.ckpt"
+    for how, code in calls(gadget, str(tmp_path / "it-ran")).items():
+        for form in (zipped(code), b"".join(map(pickle.dumps, LEGACY)) + code, code):
+            path.write_bytes(form)
+            with watching(tmp_path), pytest.raises(FileFormatError, match=r"evil\.ckpt: expected"):
+                open_source(path)
+            assert [entry.name for entry in tmp_path.iterdir()] == ["evil.ckpt"], how
+
+
+@pytest.mark.parametrize("how", ["REDUCE", "STACK_GLOBAL", "INST", "OBJ", "BUILD", "a key"])
+def test_a_full_unpickler_does_call_it(tmp_path, how):
+    """The control: these pickles run what they name, so the test above can fail."""
+    marker = tmp_path / "it-ran"
+    code = calls("builtins exec", f"open({str(marker)!r}, 'w').close()")[how]
+    with contextlib.suppress(Exception):
+        pickle.loads(code)
+    assert marker.exists()
+
+
+def test_a_zip_that_unpacks_to_more_than_it_takes_is_refused(tmp_path):
+    path = tmp_path / "bomb.ckpt"
+    path.write_bytes(zipped(b"\x80\x02" + bytes(2**24), compressed=True))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(FileFormatError, match="unpacks to more"):
+        open_source(path)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride"),
+    [((2**40,), (0,)), ((2**20, 2**20), (0, 0)), ((2**12, 2**12), (0, 1)), ((2**62,), (0,))],
+)
+def test_a_tensor_that_claims_more_than_the_file_has_is_refused(tmp_path, size, stride):
+    """A stride of zero makes terabytes of four bytes, without a word of torch."""
+    path = tmp_path / "bomb.ckpt"
+    path.write_bytes(zipped(state(rebuilt(2**12, size, stride)), [bytes(2**14)]))
+    with pytest.raises(FileFormatError, match=r"bomb\.ckpt: expected"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("numel", [2**12, 2**31, 2**40, 2**60, 2**64, -1])
+def test_a_storage_that_claims_more_than_the_file_has_is_refused(tmp_path, numel):
+    path = tmp_path / "bomb.ckpt"
+    code = state(rebuilt(numel, (numel,), (1,)))
+    head = b"".join(map(pickle.dumps, LEGACY))
+    for form in (zipped(code, [bytes(16)]), head + code + pickle.dumps(["0"]) + bytes(24)):
+        path.write_bytes(form)
+        with pytest.raises(FileFormatError, match=r"bomb\.ckpt: expected"):
+            open_source(path)
+
+
+def test_tensors_that_share_a_storage_are_not_more_than_the_file(tmp_path):
+    path = tmp_path / "m.ckpt"
+    shared = torch.zeros(2**20)
+    torch.save({"a": shared, "b": shared, "c": shared.view(2**10, 2**10), "d": shared}, path)
+    assert len(open_source(path).specs) == 4
+    torch.save({str(number): shared for number in range(100)}, path)
+    with pytest.raises(FileFormatError, match="fill your memory"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("version", ["2.6.0", "2.9.1+cu128", "1.13"])
+def test_a_torch_whose_unpickler_is_unsafe_reads_no_pickles(tmp_path, monkeypatch, version):
+    """CVE-2026-24747: before 2.10 it could be led to corrupt memory."""
+    path = tmp_path / "m.ckpt"
+    torch.save(TENSORS, path)
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(FileFormatError, match=r"torch 2\.10 or newer"):
+        open_source(path)
+    monkeypatch.setattr(torch, "__version__", "2.10.0a0+git123")
+    check(open_source(path))

@@ -123,7 +123,7 @@ def test_an_input_that_is_cut_off_while_it_is_read_is_named(
     tmp_path: Path, base: FileSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As it was when it was opened.
-    monkeypatch.setattr(extents, "file_size", lambda file: base.header.size)
+    monkeypatch.setattr(extents, "stamp_of", lambda file: base.header.stamp)
     with open(base.path, "r+b") as file:
         file.truncate(base.header.size - 5)
     with pytest.raises(FileFormatError, match=r"base\.safetensors: expected .* end of the"):

@@ -1,0 +1,140 @@
+"""An input that is cut off or changed while it is read is told, and no output is made of it."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lorakit import models
+from lorakit.lorafile import load_lora
+from lorakit.tensorfile import plain, relabel, sinks
+from lorakit.tensorfile.header import Extent
+from tests.faults.scenes import PAST_THE_CACHE, content, output_of
+from tests.helpers import refused, run, tensors_of
+
+MakeScene = Callable[[str], Path]
+
+
+def truncated(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 100)
+
+
+def grown(file: Path) -> None:
+    with open(file, "ab") as opened:
+        opened.write(bytes(100))
+
+
+def removed(file: Path) -> None:
+    file.unlink()
+
+
+def emptied(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+CHANGES = (truncated, grown, removed, emptied)
+
+
+@pytest.mark.parametrize("scene", ["bake", PAST_THE_CACHE, "diffusers folder"])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_model_that_changes_while_it_is_baked(
+    make_scene: MakeScene,
+    monkeypatch: pytest.MonkeyPatch,
+    scene: str,
+    change: Callable[[Path], None],
+) -> None:
+    folder = make_scene(scene)
+    monkeypatch.chdir(folder)
+    if scene == PAST_THE_CACHE:
+        monkeypatch.setattr(sinks, "LEAST", 0)
+    model = "pipeline" if "folder" in scene else "base.safetensors"
+    files = sorted((folder / "pipeline").rglob("*.safetensors")) if "folder" in scene else None
+    victim = files[-1] if files else folder / "base.safetensors"
+    old = content(output_of(folder, scene))
+    asked = []
+    get = models.Rounded.get
+
+    def meanwhile(self: models.Rounded, key: str) -> torch.Tensor:
+        asked.append(key)
+        if len(asked) == 3:
+            change(victim)
+        return get(self, key)
+
+    monkeypatch.setattr(models.Rounded, "get", meanwhile)
+    out = output_of(folder, scene).name
+    words = refused("merge", "a.safetensors", "--into", model, "-o", out, "--overwrite",
+                    "--threads", 1)  # fmt: skip
+    why = "nothing there" if change is removed else "changed"
+    assert len(asked) >= 3 and victim.name in words and why in words
+    assert bool(content(output_of(folder, scene)) == old)
+    assert not list(folder.glob(".out*"))
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_lora_that_changes_while_it_is_loaded(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+) -> None:
+    file = tmp_path / "mine.safetensors"
+    file.write_bytes((made / "a.safetensors").read_bytes())
+    get, asked = plain.FileSource.get, []
+
+    def meanwhile(self: plain.FileSource, key: str) -> torch.Tensor:
+        asked.append(key)
+        if len(asked) == 5:
+            change(file)
+        return get(self, key)
+
+    monkeypatch.setattr(plain.FileSource, "get", meanwhile)
+    words = refused("merge", file, "-o", tmp_path / "out.safetensors")
+    assert "mine.safetensors" in words
+    assert [entry.name for entry in tmp_path.iterdir()] in ([], ["mine.safetensors"])
+
+
+def test_a_lora_that_another_takes_the_place_of_is_read_as_one_or_the_other(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same size, so that no size tells it."""
+    file = tmp_path / "mine.safetensors"
+    first = tensors_of(made / "a.safetensors")
+    save_file(first, file)
+    other = {key: tensor + 1 if tensor.ndim else tensor for key, tensor in first.items()}
+    get, asked = plain.FileSource.get, []
+
+    def meanwhile(self: plain.FileSource, key: str) -> torch.Tensor:
+        asked.append(key)
+        if len(asked) == 5:
+            save_file(other, tmp_path / "new")
+            (tmp_path / "new").replace(file)
+        return get(self, key)
+
+    monkeypatch.setattr(plain.FileSource, "get", meanwhile)
+    words = refused("merge", file, "-o", tmp_path / "out.safetensors")
+    assert "mine.safetensors" in words and "changed" in words
+
+
+def test_metadata_of_a_file_that_another_takes_the_place_of(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.safetensors"
+    file.write_bytes((made / "a.safetensors").read_bytes())
+    copy = relabel.copy_extent
+
+    def meanwhile(extent: Extent, target: BinaryIO) -> Iterator[int]:
+        (tmp_path / "new").write_bytes((made / "b.safetensors").read_bytes())
+        (tmp_path / "new").replace(file)
+        return copy(extent, target)
+
+    monkeypatch.setattr(relabel, "copy_extent", meanwhile)
+    words = refused("metadata", "set", file, "x=1", "--in-place")
+    assert "mine.safetensors" in words
+    assert bool(file.read_bytes() == (made / "b.safetensors").read_bytes())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mine.safetensors"]
+
+
+def test_what_does_not_change_is_read(made: Path) -> None:
+    assert run("inspect", made / "a.safetensors").exit_code == 0
+    assert load_lora(made / "a.safetensors").adapters
