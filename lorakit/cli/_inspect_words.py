@@ -107,7 +107,8 @@ def _where(found: "Inspection") -> str:
 
 def _largest(groups: "Sequence[Group]", names: Mapping[str, str]) -> list[str]:
     """Name those with the largest share; none where there is but one, or all have little."""
-    ranked = sorted(groups, key=lambda group: -(group.share or 0.0))
+    known = [group for group in groups if group.share is not None]
+    ranked = sorted(known, key=lambda group: -(group.share or 0.0))
     if len(ranked) < 2:
         return []
     return [
