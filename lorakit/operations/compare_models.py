@@ -36,9 +36,9 @@ def compare_models(
 ) -> Comparison:
     """Compare models: two by their weights, more by how they differ from the first.
 
-    The changes of a fine-tune and of a merge tell whether one is made of the others: the first is
-    their common base. Layers that a LoRA can change are compared, every element of them, in blocks
-    of rows; what else differs is counted and named in the notes.
+    These tell whether one is a weighted sum of the others, whichever comes first. Layers that a
+    LoRA can change are compared, every element of them, in blocks of rows; what else differs is
+    counted and named in the notes.
 
     Args:
         sources: two models or more.
