@@ -1,5 +1,6 @@
 """compare: how the weights of several models lie to each other, a tensor at a time."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lorakit.compute import Compute, ordered_map
-from lorakit.errors import AdapterError, SpecError, UnmatchedError
+from lorakit.errors import AdapterError, NumericsError, SpecError, UnmatchedError
 from lorakit.linalg.overlap import Angles
 from lorakit.linalg.tiles import BLOCK, distance
 from lorakit.methods.conflict import Conflict, conflict_of, summed_conflict
@@ -50,6 +51,7 @@ def compare_models(
         SpecError: there are less than two models.
         AdapterError: they are of different architectures.
         UnmatchedError: they have no layer in common.
+        NumericsError: a weight holds NaN or infinity.
     """
     if len(sources) < 2:
         raise SpecError(f"compare needs two models or more, found {len(sources)}; name another.")
@@ -136,6 +138,13 @@ def _measured(models: Sequence[Model], module: str) -> Layer:
     starts = range(0, len(weights[0]), step)
     parts = [_block([weight[start : start + step] for weight in weights]) for start in starts]
     none = torch.zeros(0, 0, dtype=torch.float64)
+    squares = torch.stack([part.squares for part in parts]).sum(dim=0)
+    for model, square in zip(models, squares.tolist(), strict=True):
+        if not math.isfinite(square):
+            raise NumericsError(
+                f"{model.source.name}: {module} holds NaN or infinity, so that nothing can be said "
+                "of it; lorakit verify names all such tensors."
+            )
     return Layer(
         module=module,
         block=block_of(module, models[0].index.architecture),
@@ -147,7 +156,7 @@ def _measured(models: Sequence[Model], module: str) -> Layer:
             best=none,
         ),
         conflict=summed_conflict([part.conflict for part in parts]),
-        noise=_noise(models, module, torch.stack([part.squares for part in parts]).sum(dim=0)),
+        noise=_noise(models, module, squares),
     )
 
 
