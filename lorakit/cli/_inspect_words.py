@@ -25,7 +25,8 @@ _KINDS = {
     "full": "full difference",
     "bias": "bias",
 }
-_PARTS = {"unet": "the UNet", "transformer": "the transformer", "model": "the model"}
+_PARTS = {"unet": "the UNet", "transformer": "the transformer"}
+_PARTS |= dict.fromkeys(("model", "base_model"), "the model")
 _COUNTS = ("no", "one", "two", "three")
 _NAMED = 3
 """So many of the largest blocks and kinds are named."""
