@@ -25,7 +25,8 @@ _KINDS = {
     "full": "full difference",
     "bias": "bias",
 }
-_PARTS = {"unet": "the UNet", "transformer": "the transformer", "model": "the model"}
+_PARTS = {"unet": "the UNet", "transformer": "the transformer"}
+_PARTS |= dict.fromkeys(("model", "base_model"), "the model")
 _COUNTS = ("no", "one", "two", "three")
 _NAMED = 3
 """So many of the largest blocks and kinds are named."""
@@ -107,7 +108,8 @@ def _where(found: "Inspection") -> str:
 
 def _largest(groups: "Sequence[Group]", names: Mapping[str, str]) -> list[str]:
     """Name those with the largest share; none where there is but one, or all have little."""
-    ranked = sorted(groups, key=lambda group: -(group.share or 0.0))
+    known = [group for group in groups if group.share is not None]
+    ranked = sorted(known, key=lambda group: -(group.share or 0.0))
     if len(ranked) < 2:
         return []
     return [

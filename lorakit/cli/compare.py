@@ -61,8 +61,9 @@ def compare(
 ) -> None:
     """Compare LoRAs, or models: norms, angles, shared directions, conflicts, and what follows.
 
-    LoRAs take strengths as in merge. Of three models or more the first is the base: the changes of
-    the others from it are compared, which tells whether one is a merge of the others.
+    LoRAs take strengths as in merge. Of three models or more the changes from the first are
+    compared. The last line says whether one is a merge of the others, whichever it is, and of
+    which weights, by block too; what a cut or a lower rank left of one; or whether two fight.
     """
     keep_pages()
     presets = read_presets(presets_file)

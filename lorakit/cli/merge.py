@@ -176,6 +176,7 @@ def _analyzed(loaded: Loaded, rule: "RankRule", common: Common, model: str | Non
         )
     if not common.json:
         show_comparison(found, quiet=common.quiet)
+        click.echo(nl=not common.quiet)
     return found
 
 

@@ -69,6 +69,7 @@ def measured(
     Raises:
         UnmatchedError: the model has none of the layers.
         AdapterError: a layer of the model has another shape.
+        NumericsError: a weight of the model holds NaN or infinity.
 
     Cost: one read of the LoRA and of the weights that it changes; an SVD from the factors a layer.
     """
@@ -155,8 +156,18 @@ def _layer(adapter: Adapter, module: str, model: Model | None) -> Layer:
     return Layer(
         sigma=_values(change) if isinstance(change, Tensor) else decomposed(change).s,
         vector=is_vector(adapter.shape),
-        weight=None if weight is None else size(weight),
+        weight=None if weight is None or model is None else _size(weight, module, model),
     )
+
+
+def _size(weight: Tensor, module: str, model: Model) -> float:
+    found = size(weight)
+    if not math.isfinite(found):
+        raise NumericsError(
+            f"{model.source.name}: {module} holds NaN or infinity, so that no change can be "
+            "measured by it; lorakit verify names all such tensors."
+        )
+    return found
 
 
 def _check_shape(adapter: Adapter, module: str, model: Model) -> None:

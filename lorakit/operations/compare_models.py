@@ -1,6 +1,8 @@
 """compare: how the weights of several models lie to each other, a tensor at a time."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lorakit.compute import Compute, ordered_map
-from lorakit.errors import AdapterError, SpecError, UnmatchedError
+from lorakit.errors import AdapterError, NumericsError, SpecError, UnmatchedError
 from lorakit.linalg.overlap import Angles
 from lorakit.linalg.tiles import BLOCK, distance
 from lorakit.methods.conflict import Conflict, conflict_of, summed_conflict
@@ -35,9 +37,9 @@ def compare_models(
 ) -> Comparison:
     """Compare models: two by their weights, more by how they differ from the first.
 
-    The changes of a fine-tune and of a merge tell whether one is made of the others: the first is
-    their common base. Layers that a LoRA can change are compared, every element of them, in blocks
-    of rows; what else differs is counted and named in the notes.
+    These tell whether one is a weighted sum of the others, whichever comes first. Layers that a
+    LoRA can change are compared, every element of them, in blocks of rows; what else differs is
+    counted and named in the notes.
 
     Args:
         sources: two models or more.
@@ -49,6 +51,7 @@ def compare_models(
         SpecError: there are less than two models.
         AdapterError: they are of different architectures.
         UnmatchedError: they have no layer in common.
+        NumericsError: a weight holds NaN or infinity.
     """
     if len(sources) < 2:
         raise SpecError(f"compare needs two models or more, found {len(sources)}; name another.")
@@ -133,46 +136,72 @@ def _measured(models: Sequence[Model], module: str) -> Layer:
     weights = [model.stored(module) for model in models]
     step = max(1, BLOCK // max(1, weights[0].shape[1]))
     starts = range(0, len(weights[0]), step)
-    sums = [_block([weight[start : start + step] for weight in weights]) for start in starts]
+    parts = [_block([weight[start : start + step] for weight in weights]) for start in starts]
     none = torch.zeros(0, 0, dtype=torch.float64)
+    squares = torch.stack([part.squares for part in parts]).sum(dim=0)
+    for model, square in zip(models, squares.tolist(), strict=True):
+        if not math.isfinite(square):
+            raise NumericsError(
+                f"{model.source.name}: {module} holds NaN or infinity, so that nothing can be said "
+                "of it; lorakit verify names all such tensors."
+            )
     return Layer(
         module=module,
         block=block_of(module, models[0].index.architecture),
         angles=Angles(
-            gram=torch.stack([gram for gram, _, _ in sums]).sum(dim=0),
-            apart=torch.stack([apart for _, apart, _ in sums]).sum(dim=0),
+            gram=torch.stack([part.gram for part in parts]).sum(dim=0),
+            apart=torch.stack([part.apart for part in parts]).sum(dim=0),
             overlap=none,
             chance=none,
             best=none,
         ),
-        conflict=summed_conflict([conflict for _, _, conflict in sums]),
-        noise=_noise(models, module, weights) if len(models) > 2 else (),
+        conflict=summed_conflict([part.conflict for part in parts]),
+        noise=_noise(models, module, squares),
     )
 
 
-def _noise(models: Sequence[Model], module: str, weights: Sequence[Tensor]) -> tuple[float, ...]:
+def _noise(models: Sequence[Model], module: str, squares: Tensor) -> tuple[float, ...]:
     """Return the squared error that the rounding to its stored dtype left in each weight.
+
+    Args:
+        models: of which the weights are.
+        module: which layer.
+        squares: ‖W‖² of each, [T].
 
     Source: a number between two powers of two is off by 2^-p / √12 of the lower one at p bits
     after it; over weights of a bell curve that is 0.39 · 2^-p of their norm, p counting the first.
     """
-    found = []
-    for model, weight in zip(models, weights, strict=True):
-        slot = model.slot(module)
-        bits = _BITS.get(model.source.specs[slot.key].dtype, 24) if slot is not None else 24
-        found.append((0.39 * 2.0**-bits * float(torch.linalg.vector_norm(weight.float()))) ** 2)
-    return tuple(found)
+    slots = [model.slot(module) for model in models]
+    dtypes = [
+        "" if slot is None else model.source.specs[slot.key].dtype
+        for model, slot in zip(models, slots, strict=True)
+    ]
+    shares = [(0.39 * 2.0 ** -_BITS.get(dtype, 24)) ** 2 for dtype in dtypes]
+    return tuple(share * square for share, square in zip(shares, squares.tolist(), strict=True))
 
 
-def _block(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Conflict]:
-    """Return the inner products of some rows, of two models or of changes, and what else counts."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Part:
+    """Sums over some rows of a layer: of two models themselves, of more by their changes.
+
+    `squares` are ‖W‖² of every model, [T].
+    """
+
+    gram: Tensor
+    apart: Tensor
+    conflict: Conflict
+    squares: Tensor
+
+
+def _block(weights: Sequence[Tensor]) -> _Part:
     rows = torch.stack([weight.double().flatten() for weight in weights])
+    squares = rows.square().sum(dim=1)
     if len(weights) > 2:
         rows = rows[1:] - rows[0]
     apart = torch.zeros(len(rows), len(rows), dtype=torch.float64)
     for i, j in combinations(range(len(rows)), 2):
         apart[i, j] = apart[j, i] = torch.linalg.vector_norm(rows[i] - rows[j]) ** 2
-    return rows @ rows.T, apart, conflict_of(rows)
+    return _Part(gram=rows @ rows.T, apart=apart, conflict=conflict_of(rows), squares=squares)
 
 
 def _others(

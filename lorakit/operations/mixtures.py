@@ -95,14 +95,11 @@ def mixture_of(found: Comparison, *, noise: Sequence[float] = ()) -> Mixture | N
     count = len(grams.names)
     if count < 3:
         return None
-    order = sorted(
-        range(count), key=lambda place: (-_holds(found.total, place), place != count - 1)
-    )
-    tried = [_solved(grams, place, noise) for place in order]
-    there = [one for one in tried if one is not None]
-    natural = [one for one in there if all(share > -TERM for share in _all_shares(one))]
-    holding = [one for one in there if _holds(found.total, grams.names.index(one.name))]
-    return next(iter((*holding, *natural, *there)), None)
+    tried = {place: _solved(grams, place, noise) for place in (count - 1, *range(count - 1))}
+    there = {place: one for place, one in tried.items() if one is not None}
+    holding = [one for place, one in there.items() if _holds(found.total, place)]
+    natural = [one for one in there.values() if all(share > -TERM for share in _all_shares(one))]
+    return next(iter((*holding, *natural, *there.values())), None)
 
 
 def _holds(total: Compared, place: int) -> bool:

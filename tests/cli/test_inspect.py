@@ -232,6 +232,17 @@ def test_against_a_model_tells_sizes_and_what_it_lacks(
     assert "--against takes a model, found a LoRA" in lora
 
 
+def test_a_model_that_holds_nan_is_no_yardstick(
+    sd15: Path, sd15_lora: Path, tmp_path: Path
+) -> None:
+    key = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+    odd = tensors_of(sd15)[key].clone()
+    odd[0, 0] = float("inf")
+    broken = changed(sd15, tmp_path / "broken.safetensors", **{key: odd})
+    said = refused("inspect", sd15_lora, "--against", broken)
+    assert "attn1.to_q holds NaN or infinity" in said
+
+
 def test_a_model_without_any_of_the_layers_is_refused(sd15_lora: Path, tmp_path: Path) -> None:
     path = synthetic.write_checkpoint(tmp_path / "other.safetensors", {"model.norm.weight": (4,)})
     assert "none of the LoRA's layers" in refused("inspect", sd15_lora, "--against", path)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import lorakit
-from lorakit.errors import AdapterError, SpecError, UnmatchedError
+from lorakit.errors import AdapterError, NumericsError, SpecError, UnmatchedError
 from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile, load_lora
 from lorakit.operations.compare import compare
@@ -534,3 +534,13 @@ def test_models_that_are_no_merge_are_not_called_so() -> None:
     sources = [DictSource(m) for m in (model(1), tuned(2), tuned(3), tuned(4))]
     assert compare_models(sources).mixture is None
     assert compare_models(sources[1:]).mixture is None
+
+
+def test_a_model_that_holds_nan_is_named() -> None:
+    """It made nan of every number, and least squares fail."""
+    broken = {key: tensor.clone() for key, tensor in tuned(2).items()}
+    next(iter(broken.values()))[0, 0] = torch.nan
+    for sources in ([model(1), broken], [model(1), tuned(3), broken]):
+        named_ones = [DictSource(m, name=str(place)) for place, m in enumerate(sources)]
+        with pytest.raises(NumericsError, match=r"\d: unet\..* holds NaN or infinity"):
+            compare_models(named_ones)
