@@ -69,7 +69,9 @@ def header_of(path: str | Path) -> str:
     from lorakit.tensorfile.fingerprint import header_hash
 
     configs = sorted((*Path(path).glob(CONFIG), *Path(path).glob(f"*/{CONFIG}")))
-    texts = {file.relative_to(path).as_posix(): file.read_text("utf-8") for file in configs}
+    texts = {
+        file.relative_to(path).as_posix(): file.read_text("utf-8", "replace") for file in configs
+    }
     return header_hash(open_stored(path), texts)
 
 

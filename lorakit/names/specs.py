@@ -10,6 +10,8 @@ from lorakit.errors import SpecError
 Exists = Callable[[str], bool]
 
 _PLUS = re.compile(r"(?<![:=])(?<!\d[eE])\+")
+_DRIVE = re.compile(r"(?:\\\\[?.]\\)?[A-Za-z]:(?=[\\/])")
+"""What a path on a Windows drive begins with; also where it is written for paths of any length."""
 _TIMED = ("start", "stop", "step")
 
 
@@ -163,7 +165,8 @@ def _path_end(text: str, separators: str, exists: Exists) -> int:
 
     Where none exists, it is the first separator, a drive's colon apart.
     """
-    ends = [place for place, letter in enumerate(text) if letter in separators]
-    drive = len(text) > 2 and text[0].isalpha() and text[1] == ":" and text[2] in "\\/"
-    ends = [*(ends[1:] if drive else ends), len(text)]
+    drive = _DRIVE.match(text)
+    first = drive.end() if drive else 0
+    ends = [place for place, letter in enumerate(text) if letter in separators and place >= first]
+    ends.append(len(text))
     return next((end for end in reversed(ends) if end and exists(text[:end])), ends[0])

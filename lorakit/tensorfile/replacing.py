@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lorakit.errors import OutputError
+from lorakit.tensorfile.filenames import no_file_on_windows
 from lorakit.tensorfile.leftovers import held, remove_leftovers, sibling
 from lorakit.tensorfile.swapping import swap
 
@@ -202,6 +203,9 @@ def _take_place(temporary: Path, path: Path) -> None:
 
 def _real(path: Path) -> Path:
     """Follow symbolic links, also to where nothing is yet."""
+    why = no_file_on_windows(path) if os.name == "nt" else None
+    if why is not None:
+        raise OutputError(f"{path}: expected a file's name, but {why}; choose another name.")
     try:
         place = Path(os.path.realpath(path))
     except ValueError:

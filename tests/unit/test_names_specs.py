@@ -74,6 +74,8 @@ def test_a_lora_and_its_strengths(text, expected):
         ("D:\\missing.safetensors:0.8", "D:\\missing.safetensors", 0.8),
         ("d:/missing.safetensors", "d:/missing.safetensors", 1.0),
         ("missing+odd.safetensors:2", "missing+odd.safetensors", 2.0),
+        ("\\\\?\\D:\\missing.safetensors:2", "\\\\?\\D:\\missing.safetensors", 2.0),
+        ("\\\\server\\share\\missing.safetensors:2", "\\\\server\\share\\missing.safetensors", 2.0),
     ],
 )
 def test_a_path_that_exists_is_taken_whole(text, path, strength):
