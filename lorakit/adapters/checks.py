@@ -8,6 +8,8 @@ from torch import Tensor
 
 from lorakit.errors import AdapterError, NumericsError
 
+LARGEST = 1e30
+"""Of a number that scales: squares of what it multiplies still fit float64."""
 NUMBERS = ("alpha", "scale", "on_input")
 
 
@@ -55,6 +57,10 @@ def check_values(tensors: Mapping[str, Tensor]) -> None:
             raise NumericsError(
                 f"holds NaN or infinity in its {role}; the training diverged or the file is broken"
             )
+        if role in NUMBERS and tensor.device.type != "meta" and abs(number(tensor)) > LARGEST:
+            raise NumericsError(
+                f"expected a number of at most {LARGEST:g} as {role}, found {number(tensor):g}"
+            )
 
 
 def finite(tensor: Tensor) -> bool:
@@ -64,7 +70,8 @@ def finite(tensor: Tensor) -> bool:
     """
     if tensor.device.type == "meta" or not tensor.is_floating_point():
         return True
-    values = tensor.float() if tensor.dtype.itemsize < 2 else tensor
+    # All arithmetic is of fp32's range: what lies beyond it is infinite.
+    values = tensor if tensor.dtype.itemsize in (2, 4) else tensor.float()
     total = values.sum(dtype=torch.promote_types(values.dtype, torch.float32))
     return math.isfinite(float(total)) or bool(torch.isfinite(values).all())
 

@@ -1,6 +1,5 @@
 """The command line's LORA and MODEL strings."""
 
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,6 +8,8 @@ from lorakit.errors import SpecError
 
 Exists = Callable[[str], bool]
 
+LARGEST = 1e30
+"""Of a strength: squares of what it multiplies still fit float64."""
 _PLUS = re.compile(r"(?<![:=])(?<!\d[eE])\+")
 _DRIVE = re.compile(r"(?:\\\\[?.]\\)?[A-Za-z]:(?=[\\/])")
 """What a path on a Windows drive begins with; also where it is written for paths of any length."""
@@ -140,8 +141,10 @@ def _number(value: str, text: str) -> float:
         raise SpecError(
             f"'{text}': '{value}' is no strength and no file of that name exists."
         ) from None
-    if not math.isfinite(number):
-        raise SpecError(f"'{text}': expected a finite strength, found {value}.")
+    if not abs(number) <= LARGEST:
+        raise SpecError(
+            f"'{text}': expected a finite strength of at most {LARGEST:g}, found {value}."
+        )
     return number
 
 
