@@ -13,7 +13,7 @@ from typing import Any
 from lorakit.errors import AdapterError, FileFormatError
 from lorakit.linalg.rotations import Cayley
 from lorakit.peftpatterns import Patterns
-from lorakit.tensorfile.reading import parse_json, reading
+from lorakit.tensorfile.reading import parse_json, read_small
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -47,8 +47,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         AdapterError: it asks for something that a plain LoRA does not have.
     """
     path = folder / CONFIG
-    with reading(path):
-        raw = path.read_bytes()
+    raw = read_small(path)
     try:
         config = parse_json(raw)
     except ValueError as error:

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from lorakit.errors import AdapterError, NumericsError
 
+LARGEST = 1e30
+"""Of a number that scales: squares of what it multiplies still fit float64."""
 NUMBERS = ("alpha", "scale", "on_input")
 _BITS = {
     torch.float16: (torch.int16, 0x7C00),
     torch.bfloat16: (torch.int16, 0x7F80),
     torch.float32: (torch.int32, 0x7F800000),
-    torch.float64: (torch.int64, 0x7FF0000000000000),
 }
 """The integers of the same width, and the bits of infinity."""
 
@@ -62,6 +63,10 @@ def check_values(tensors: Mapping[str, Tensor]) -> None:
             raise NumericsError(
                 f"holds NaN or infinity in its {role}; the training diverged or the file is broken"
             )
+        if role in NUMBERS and tensor.device.type != "meta" and abs(number(tensor)) > LARGEST:
+            raise NumericsError(
+                f"expected a number of at most {LARGEST:g} as {role}, found {number(tensor):g}"
+            )
 
 
 def finite(tensor: Tensor) -> bool:
@@ -72,7 +77,8 @@ def finite(tensor: Tensor) -> bool:
     """
     if tensor.device.type == "meta" or not tensor.is_floating_point() or not tensor.numel():
         return True
-    values = tensor.float() if tensor.dtype.itemsize < 2 else tensor
+    # All arithmetic is of fp32's range: what lies beyond it is infinite.
+    values = tensor if tensor.dtype.itemsize in (2, 4) else tensor.float()
     width, infinity = _BITS[values.dtype]
     bits = values.detach().cpu().contiguous().view(width).numpy()
     negative = bits.view(f"u{bits.dtype.name}")

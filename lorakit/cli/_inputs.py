@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit.errors import SpecError
+from lorakit.errors import FileFormatError, SpecError
 from lorakit.names.blocks import spelled_out
 from lorakit.names.presets import parse_presets_file
 from lorakit.names.specs import LoraSpec, ModelSpec, format_lora, parse_lora, parse_model, parse_sum
 from lorakit.names.tags import find_lora, parse_prompt, parse_tag
+from lorakit.tensorfile.reading import read_small
 
 if TYPE_CHECKING:
     from lorakit.lorafile import LoraFile
@@ -69,7 +70,10 @@ def header_of(path: str | Path) -> str:
     from lorakit.tensorfile.fingerprint import header_hash
 
     configs = sorted((*Path(path).glob(CONFIG), *Path(path).glob(f"*/{CONFIG}")))
-    texts = {file.relative_to(path).as_posix(): file.read_text("utf-8") for file in configs}
+    texts = {
+        file.relative_to(path).as_posix(): read_small(file).decode(errors="replace")
+        for file in configs
+    }
     return header_hash(open_stored(path), texts)
 
 
@@ -103,10 +107,20 @@ def check_there(*paths: str | Path) -> None:
 
 
 def read_presets(path: Path | None) -> UserPresets:
-    """Read the user's own presets, the web UI's lbwpresets.txt."""
+    """Read the user's own presets, the web UI's lbwpresets.txt.
+
+    Raises:
+        FileFormatError: it is no file of text.
+    """
     if path is None:
         return {}
-    return parse_presets_file(path.read_text(encoding="utf-8-sig"))
+    raw = read_small(path)
+    try:
+        return parse_presets_file(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise FileFormatError(
+            f"{path}: expected presets as UTF-8, found other bytes; save the file as UTF-8."
+        ) from None
 
 
 def lora_specs(

@@ -29,6 +29,7 @@ DTYPES = {
     "fp8_e4m3fn": "F8_E4M3",
     "fp8_e5m2": "F8_E5M2",
 }
+_LARGEST = 1e15
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -75,7 +76,7 @@ class Size(click.ParamType[int]):
         if isinstance(value, int):
             return value
         found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?)(i?B)?\s*", str(value), re.I)
-        if found is None or float(found[1]) <= 0:
+        if found is None or not 0 < float(found[1]) < _LARGEST:
             self.fail(f"{value!r} is no size; write 800M, 1.5G or a number of bytes.", param, ctx)
         return int(float(found[1]) * _UNITS[found[2].upper()])
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 import click
 
@@ -108,7 +109,9 @@ def resize(
         show(common, one(specs[0], common.output))
         return
     names = [Path(spec.path).stem + ".safetensors" for spec in specs]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    # Windows and macOS take names that differ in case or in how letters are composed for one.
+    plain = [normalize("NFC", name).casefold() for name in names]
+    twice = sorted({name for name, key in zip(names, plain, strict=True) if plain.count(key) > 1})
     if twice:
         raise SpecError(f"Two inputs are called {twice[0]}; resize them one at a time.")
     if common.output.is_file():

@@ -1,6 +1,5 @@
 """The command line's LORA and MODEL strings."""
 
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +8,11 @@ from lorakit.errors import SpecError
 
 Exists = Callable[[str], bool]
 
+LARGEST = 1e30
+"""Of a strength: squares of what it multiplies still fit float64."""
 _PLUS = re.compile(r"(?<![:=])(?<!\d[eE])\+")
+_DRIVE = re.compile(r"(?:\\\\[?.]\\)?[A-Za-z]:(?=[\\/])")
+"""What a path on a Windows drive begins with; also where it is written for paths of any length."""
 _TIMED = ("start", "stop", "step")
 
 
@@ -138,8 +141,10 @@ def _number(value: str, text: str) -> float:
         raise SpecError(
             f"'{text}': '{value}' is no strength and no file of that name exists."
         ) from None
-    if not math.isfinite(number):
-        raise SpecError(f"'{text}': expected a finite strength, found {value}.")
+    if not abs(number) <= LARGEST:
+        raise SpecError(
+            f"'{text}': expected a finite strength of at most {LARGEST:g}, found {value}."
+        )
     return number
 
 
@@ -163,7 +168,8 @@ def _path_end(text: str, separators: str, exists: Exists) -> int:
 
     Where none exists, it is the first separator, a drive's colon apart.
     """
-    ends = [place for place, letter in enumerate(text) if letter in separators]
-    drive = len(text) > 2 and text[0].isalpha() and text[1] == ":" and text[2] in "\\/"
-    ends = [*(ends[1:] if drive else ends), len(text)]
+    drive = _DRIVE.match(text)
+    first = drive.end() if drive else 0
+    ends = [place for place, letter in enumerate(text) if letter in separators and place >= first]
+    ends.append(len(text))
     return next((end for end in reversed(ends) if end and exists(text[:end])), ends[0])

@@ -13,15 +13,16 @@ from pathlib import Path
 if sys.platform != "win32":
     import fcntl
 
-_CUT = 40
+_CUT = 16
+_HEX = 8
 _YOUNG = 60.0
 """Seconds in which a new file may not have its lock yet."""
 
 
 def sibling(path: Path) -> Path:
     """Return a new hidden name beside a path."""
-    # Cut short, because a name of the greatest length must still work.
-    return path.with_name(f".{path.name[:_CUT]}.{secrets.token_hex(8)}.tmp")
+    # Cut short, because names and paths of the greatest length must still work.
+    return path.with_name(f".{path.name[:_CUT]}.{secrets.token_hex(_HEX // 2)}.tmp")
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def held(temporary: Path) -> Iterator[None]:
 
 def remove_leftovers(path: Path) -> None:
     """Remove what killed runs that wrote to this path left beside it; what fails is let be."""
-    ours = re.compile(re.escape(f".{path.name[:_CUT]}.") + r"[0-9a-f]{16}\.tmp")
+    ours = re.compile(re.escape(f".{path.name[:_CUT]}.") + rf"[0-9a-f]{{{_HEX}}}\.tmp")
     with suppress(OSError):
         for entry in path.parent.iterdir():
             if ours.fullmatch(entry.name) and not entry.is_symlink():

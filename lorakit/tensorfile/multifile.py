@@ -10,7 +10,7 @@ from torch import Tensor
 from lorakit.errors import FileFormatError
 from lorakit.tensorfile.header import Extent, Spec
 from lorakit.tensorfile.plain import FileSource
-from lorakit.tensorfile.reading import parse_json, reading
+from lorakit.tensorfile.reading import parse_json, read_small, reading
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 _STEM = r"(?:model|diffusion_pytorch_model|pytorch_model)"
@@ -157,8 +157,7 @@ def _refuse_folder(folder: Path) -> None:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    with reading(index):
-        raw = index.read_bytes()
+    raw = read_small(index)
     try:
         table = parse_json(raw)
     except ValueError:

@@ -16,6 +16,8 @@ from lorakit.errors import FileFormatError
 from lorakit.tensorfile.plain import DictSource
 from lorakit.tensorfile.reading import ZIP_MAGIC, file_size, open_regular, reading
 
+_MISTAKEN = ".safetensors"
+"""By this ending, torch takes a path for what it ends with, whatever it holds."""
 _SAFE = (2, 10)
 """The torch whose safe unpickler can be trusted: CVE-2026-24747 is mended there."""
 _SHARED = 4
@@ -92,17 +94,20 @@ def _load(path: Path) -> object:
             f"{path}: expected torch 2.10 or newer to read a pickled checkpoint safely, found "
             f"{torch.__version__}; update torch, or get the file as safetensors."
         )
-    with open_regular(path) as file, reading(path):
+    with open_regular(path) as opened, reading(path):
         # A zip can stay on disk until a tensor is asked for; the older format cannot.
-        mapped = file.read(4) == ZIP_MAGIC
+        mapped = opened.read(4) == ZIP_MAGIC
         if mapped:
-            _check_archive(path, file)
+            _check_archive(path, opened)
     allowed: list[Any] = [(_Inert, name) for name in _HARMLESS]
     try:
         with reading(path), warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
             # torch warns of its own deprecations while it reads old files.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            if mapped and path.suffix != _MISTAKEN:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with open(path, "rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise FileFormatError(_why_refused(path, str(error))) from None
     except _DAMAGE as error:

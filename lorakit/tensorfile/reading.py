@@ -92,6 +92,24 @@ def read_exactly(file: BinaryIO, path: Path, buffer: memoryview) -> None:
         filled += got
 
 
+def read_small(path: Path) -> bytes:
+    """Read a file of text beside the tensors: an index, a configuration, presets.
+
+    Raises:
+        FileFormatError: it cannot be read, is no regular file, or is larger than any such file.
+    """
+    with open_regular(path) as file, reading(path):
+        size = file_size(file)
+        if size > MAX_HEADER:
+            raise FileFormatError(
+                f"{path}: expected a text of at most {MAX_HEADER} bytes, found {size}; it is "
+                "something else, or damaged."
+            )
+        raw = bytearray(size)
+        read_exactly(file, path, memoryview(raw))
+    return bytes(raw)
+
+
 def parse_json(text: str | bytes) -> Any:
     """Read JSON that comes from a file.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lorakit.errors import OutputError
+from lorakit.tensorfile.filenames import no_file_on_windows
 from lorakit.tensorfile.leftovers import held, remove_leftovers, sibling
 from lorakit.tensorfile.swapping import swap
 
@@ -48,7 +49,7 @@ def check_file(path: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Path:
     """Check that a file may be written, and return where: symbolic links are followed.
 
     Raises:
-        OutputError: it exists, is an input, is a folder, or is named as a pickle.
+        OutputError: it exists, is an input, a folder, a device or a pipe, or is named as a pickle.
     """
     if path.suffix.lower() in _PICKLES:
         raise OutputError(
@@ -59,6 +60,11 @@ def check_file(path: Path, *, overwrite: bool, inputs: Sequence[Path]) -> Path:
     _check_inputs(path, place, inputs)
     if place.is_dir():
         raise OutputError(f"{path}: expected a file, found a folder; name a file in it.")
+    if place.exists() and not place.is_file():
+        raise OutputError(
+            f"{path}: expected a file or a new name, found a device or a pipe, which would be "
+            "replaced by a file; name a file."
+        )
     if place.exists() and not overwrite:
         raise OutputError(
             f"{path}: expected a new file, found an existing one; use --overwrite or another name."
@@ -202,6 +208,9 @@ def _take_place(temporary: Path, path: Path) -> None:
 
 def _real(path: Path) -> Path:
     """Follow symbolic links, also to where nothing is yet."""
+    why = no_file_on_windows(path) if os.name == "nt" else None
+    if why is not None:
+        raise OutputError(f"{path}: expected a file's name, but {why}; choose another name.")
     try:
         place = Path(os.path.realpath(path))
     except ValueError:

@@ -18,7 +18,7 @@ from lorakit.tensorfile.header import Extent, Spec
 from lorakit.tensorfile.multifile import MultiFileSource
 from lorakit.tensorfile.plain import TensorSource, check_unchanged, root_of
 from lorakit.tensorfile.readback import check_beside, check_header
-from lorakit.tensorfile.reading import reading
+from lorakit.tensorfile.reading import read_small, reading
 from lorakit.tensorfile.replacing import (
     check_file,
     check_folder,
@@ -284,8 +284,7 @@ def _indexes(source: TensorSource, root: MultiFileSource) -> dict[str, str]:
         before = sum(root.specs[key].nbytes for key in keys.values())
         after = sum(source.specs[key].nbytes for key in keys.values() if key in source.specs)
         grown = after - before
-        with reading(root.root / index):
-            table = json.loads((root.root / index).read_bytes())
+        table = json.loads(read_small(root.root / index))
         for inner in hidden:
             table["weight_map"].pop(inner, None)
         about = table.get("metadata")

@@ -71,6 +71,11 @@ def lora(**changes: Tensor | None) -> dict[str, Tensor]:
 WRONG = {
     "NaN": (lora(lora_up__weight=torch.full((8, 4), float("nan"))), "NaN"),
     "infinity": (lora(lora_down__weight=torch.full((4, 8), float("inf"))), "infinity"),
+    "an alpha without bound": (lora(alpha=torch.tensor(1e300, dtype=torch.float64)), "alpha"),
+    "values beyond fp32": (
+        lora(lora_up__weight=torch.full((8, 4), 1e300, dtype=torch.float64)),
+        "infinity",
+    ),
     "unequal ranks": (lora(lora_up__weight=torch.ones(8, 5)), "one rank"),
     "lone up": (lora(lora_down__weight=None), "no lora_down"),
     "lone alpha": (lora(lora_up__weight=None, lora_down__weight=None), "no lora_up"),
@@ -193,6 +198,7 @@ def test_an_output_is_never_an_input_and_replaced_only_when_asked(
     [
         (["merge", "{lora}:nan"], "finite"),
         (["merge", "{lora}:strong"], "strong"),
+        (["merge", "{lora}:1e31"], "1e+30"),
         (["merge", "{lora}:0.5:start=10"], "start="),
         (["merge", "{lora}:lbw=OUTAL"], "OUTAL"),
         (["merge", "{lora}:lbw=1,0,1"], "IN00"),
@@ -207,6 +213,7 @@ def test_an_output_is_never_an_input_and_replaced_only_when_asked(
         (["cut-blocks", "{lora}", "--elements", "IN05:attn"], "BLOCKS:ELEMENTS:WEIGHT"),
         (["extract", "{lora}", "{lora}", "--only", "("], "regular expression"),
         (["merge", "{lora}", "--memory", "lots"], "lots"),
+        (["merge", "{lora}", "--memory", "9" * 400], "no size"),
         (["merge", "{lora}", "--metadata", "novalue"], "KEY=VALUE"),
         (["merge", "{lora}", "--device", "abacus"], "abacus"),
     ],
@@ -228,6 +235,40 @@ def test_a_cut_that_leaves_nothing_and_a_difference_of_nothing(
     assert "Nothing is left" in refused("extract", sd15_lora, sd15_lora, "-o", out)
     assert "both sides" in refused("extract", sd15, sd15, "-o", out, status=2)
     assert not out.exists()
+
+
+def test_no_device_or_pipe_is_replaced(sd15_lora: Path, tmp_path: Path) -> None:
+    """Root may rename a file to /dev/null; a link to a device is that device."""
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes in the file system here")
+    pipe, link = tmp_path / "pipe.safetensors", tmp_path / "link.safetensors"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    page = tmp_path / "pipe.html"
+    os.mkfifo(page)
+    for out in (pipe, link):
+        for command in (
+            ["merge", sd15_lora, "-o", out],
+            ["metadata", "set", sd15_lora, "a=b", "-o", out],
+            ["convert", sd15_lora, "--to", "peft", "-o", out],
+        ):
+            assert "found a" in refused(*command, "--overwrite")
+    assert "device or a pipe" in refused("inspect", sd15_lora, "--html", page, "--overwrite")
+    assert pipe.is_fifo() and page.is_fifo() and link.is_symlink()
+
+
+def test_presets_are_a_text_of_some_size(sd15_lora: Path, tmp_path: Path) -> None:
+    presets, out = tmp_path / "presets.txt", tmp_path / "out.safetensors"
+    command = ["merge", sd15_lora, "-o", out, "--presets-file", presets]
+    presets.write_bytes(b"\xff\xfeA\0:\0")
+    assert "UTF-8" in refused(*command)
+    with open(presets, "wb") as file:
+        file.truncate(2**40)
+    assert "presets.txt" in refused(*command)
+    presets.unlink()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(presets)
+        assert "pipe" in refused(*command)
 
 
 def test_an_overflow_names_the_layer_and_the_way_out(tmp_path: Path) -> None:

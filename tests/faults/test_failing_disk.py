@@ -163,7 +163,7 @@ def test_leftovers_of_others_and_of_the_living_stay(tmp_path: Path) -> None:
         "young": leftovers.sibling(out),
         "dead": leftovers.sibling(out),
         "another's": leftovers.sibling(tmp_path / "outer.safetensors"),
-        "like it": tmp_path / ".out.safetensors.0123456789abcdef.tmp.txt",
+        "like it": tmp_path / ".out.safetensors.01234567.tmp.txt",
         "the user's": tmp_path / ".out.safetensors.backup.tmp",
     }
     for place in names.values():

@@ -15,7 +15,7 @@ from tests.faults.steps import DATA
 from tests.helpers import run
 
 ROOT = Path(__file__).parents[2]
-TEMPORARY = re.compile(r"\.out(\.safetensors)?\.[0-9a-f]{16}\.tmp")
+TEMPORARY = re.compile(r"\.out(\.safetensors)?\.[0-9a-f]{8}\.tmp")
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGKILL and fork of POSIX")
 

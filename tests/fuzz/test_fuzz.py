@@ -249,9 +249,9 @@ def test_indexes(weights: Any, name: str) -> None:
 
 
 @ROUND
-@given(content=checkpoints())
-def test_pickles(content: bytes) -> None:
-    file = folder() / "x.ckpt"
+@given(content=checkpoints(), ending=st.sampled_from(["ckpt", "safetensors", "bin"]))
+def test_pickles(content: bytes, ending: str) -> None:
+    file = folder() / f"x.{ending}"
     file.write_bytes(content)
     with refusing():
         source = open_source(file)

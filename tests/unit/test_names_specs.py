@@ -74,6 +74,8 @@ def test_a_lora_and_its_strengths(text, expected):
         ("D:\\missing.safetensors:0.8", "D:\\missing.safetensors", 0.8),
         ("d:/missing.safetensors", "d:/missing.safetensors", 1.0),
         ("missing+odd.safetensors:2", "missing+odd.safetensors", 2.0),
+        ("\\\\?\\D:\\missing.safetensors:2", "\\\\?\\D:\\missing.safetensors", 2.0),
+        ("\\\\server\\share\\missing.safetensors:2", "\\\\server\\share\\missing.safetensors", 2.0),
     ],
 )
 def test_a_path_that_exists_is_taken_whole(text, path, strength):
@@ -87,6 +89,7 @@ def test_a_path_that_exists_is_taken_whole(text, path, strength):
         ("a.safetensors:", "'' is no strength"),
         ("a.safetensors:nan", "finite"),
         ("a.safetensors:inf", "finite"),
+        ("a.safetensors:1e31", "at most 1e\\+30"),
         ("a.safetensors:te=-inf", "finite"),
         ("a.safetensors:te=x", "'x' is no strength"),
         ("a.safetensors:start=5", "cannot be baked into a file"),
@@ -104,7 +107,7 @@ def test_what_cannot_be_read_is_refused(text, message):
         lora(text)
 
 
-STRENGTHS = st.floats(allow_nan=False, allow_infinity=False)
+STRENGTHS = st.floats(min_value=-1e30, max_value=1e30)
 
 
 @given(

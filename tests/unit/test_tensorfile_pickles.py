@@ -38,6 +38,17 @@ def test_a_checkpoint_is_read_whatever_wraps_it(tmp_path, zipped, wrapper):
     check(open_source(path))
 
 
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_checkpoint_is_read_whatever_it_is_called(tmp_path, zipped):
+    """torch goes by the name where it ends in .safetensors."""
+    path = tmp_path / "m.safetensors"
+    torch.save(TENSORS, path, _use_new_zipfile_serialization=zipped)
+    check(open_source(path))
+    path.write_bytes(b"\x80\x02}q\0.")
+    with pytest.raises(FileFormatError, match=r"m\.safetensors: expected"):
+        open_source(path)
+
+
 def test_a_wrapper_wins_over_tensors_beside_it(tmp_path):
     path = tmp_path / "m.ckpt"
     torch.save({"global_step": torch.tensor(7), "state_dict": {"module": TENSORS}}, path)
