@@ -12,6 +12,7 @@ from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile, joint_dtype
 from lorakit.methods.method import LINEAR, Method
 from lorakit.models import Model, open_model
+from lorakit.operations.apply import FIRST_LAYERS
 from lorakit.operations.mixing import Mix, Part, mix_of
 from lorakit.operations.outcome import from_pieces
 from lorakit.operations.owners import owners_of
@@ -167,7 +168,9 @@ def _shape_in(model: Model | None, module: str, parts: Sequence[Part]) -> tuple[
     if model is None or not model.parts(module):
         return None
     there, here = model.shape(module), shape_of(parts)
-    if here is not None and flat(here) != flat(there):
+    # A first layer with more inputs only measures a change: inpainting, depth.
+    measured = module.endswith(FIRST_LAYERS) and not needs_base(parts)
+    if here is not None and flat(here) != flat(there) and not measured:
         raise AdapterError(
             f"{model.source.name}: {module} expected a change of {list(there)}, found "
             f"{list(here)}; the LoRA was made for another model."
