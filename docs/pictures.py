@@ -62,7 +62,7 @@ def pictures() -> dict[str, str]:
     """Return the pictures by name."""
     style = look("style.safetensors", rank=16, seed=1, peak=7, kinds=STYLE)
     character = look("character.safetensors", rank=12, seed=2, peak=3, kinds=CHARACTER)
-    return {"inspect.svg": as_svg([style]), "inspect-two.svg": as_svg([style, character])}
+    return {"inspect-one.svg": as_svg([style]), "inspect-two.svg": as_svg([style, character])}
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from lorakit.operations.owners import owners_of
 from lorakit.operations.remarks import remarks
 from lorakit.operations.stack import (
     Stack,
-    architecture_of,
+    check_architecture,
     flat,
     is_dense,
     needs_base,
@@ -91,7 +91,7 @@ def apply(
                 Row(module=module, block=block_of[module], rank_before=rank, note=slot.key + note)
             )
     if unmatched:
-        _check_architecture(model, stack)
+        check_architecture(model, stack)
     _check_matched(model, unmatched, allow_unmatched, any_left=bool(rows))
     device = (compute or Compute()).device
     applied = Applied(
@@ -191,15 +191,6 @@ def widened(change: Factors | Tensor, shape: tuple[int, ...], inputs: int) -> Fa
     return flattened if isinstance(change, Tensor) else Factors(up=change.up, down=flattened)
 
 
-def _check_architecture(model: Model, stack: Stack) -> None:
-    ours, theirs = model.index.architecture, architecture_of(stack)
-    if ours is not None and theirs is not None and ours.kin != theirs.kin:
-        raise AdapterError(
-            f"{model.source.name}: expected a model for {theirs.title}, as {stack[0][0].name} "
-            f"needs, found {ours.title}; choose a base of the LoRA's architecture."
-        )
-
-
 def _check_shape(
     model: Model, stack: Stack, module: str, slot: Slot, parts: Sequence[Part]
 ) -> None:
@@ -207,7 +198,7 @@ def _check_shape(
     odd = [s for s in sides if s[0] not in (0, slot.shape[0]) or s[1] not in (0, *slot.shape[1:2])]
     shape = odd[0] if odd else shape_of(parts) or slot.shape
     if flat(slot.shape) != flat(shape) or math.prod(slot.shape) != math.prod(shape):
-        _check_architecture(model, stack)
+        check_architecture(model, stack)
         raise AdapterError(
             f"{model.source.name}: {module} ({slot.key}) expected a change of {list(slot.shape)}, "
             f"found {list(shape)}; the LoRA was made for another model."

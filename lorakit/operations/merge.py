@@ -21,6 +21,7 @@ from lorakit.operations.remarks import remarks
 from lorakit.operations.stack import (
     Stack,
     architecture_of,
+    check_architecture,
     flat,
     needs_base,
     parts_of,
@@ -146,7 +147,7 @@ def _pieces(
             block_of[module],
             parts,
             _base(model, module, parts, stack),
-            _shape_in(model, module, parts),
+            _shape_in(model, module, parts, stack),
             mix,
         )
         for module, parts in modules.items()
@@ -159,7 +160,9 @@ def _pieces(
     return pieces, tuple(module for module, parts in modules.items() if not parts)
 
 
-def _shape_in(model: Model | None, module: str, parts: Sequence[Part]) -> tuple[int, ...] | None:
+def _shape_in(
+    model: Model | None, module: str, parts: Sequence[Part], stack: Stack
+) -> tuple[int, ...] | None:
     """Return the shape of the weight in a model; None where there is none.
 
     Raises:
@@ -171,6 +174,7 @@ def _shape_in(model: Model | None, module: str, parts: Sequence[Part]) -> tuple[
     # A first layer with more inputs only measures a change: inpainting, depth.
     measured = module.endswith(FIRST_LAYERS) and not needs_base(parts)
     if here is not None and flat(here) != flat(there) and not measured:
+        check_architecture(model, stack)
         raise AdapterError(
             f"{model.source.name}: {module} expected a change of {list(there)}, found "
             f"{list(here)}; the LoRA was made for another model."

@@ -15,10 +15,9 @@ from lorakit.operations.merge import merge_pieces
 from lorakit.operations.outcome import from_pieces
 from lorakit.operations.pieces import Piece
 from lorakit.operations.scores import DEFAULT
-from lorakit.operations.stack import flat, known, unclaimed, with_kernel
+from lorakit.operations.stack import check_architecture, flat, known, unclaimed, with_kernel
 from lorakit.operations.yardsticks import (
     Yardstick,
-    check_architecture,
     check_model,
     chosen_score,
     scored,
@@ -164,7 +163,7 @@ def _fitted(piece: Piece, own: tuple[int, ...], lora: LoraFile, model: Model) ->
     others = (shape[0], *shape[2:]) == (piece.shape[0], *piece.shape[2:])
     if grown and others and piece.module.endswith(FIRST_LAYERS):
         return replace(piece, shape=shape)
-    check_architecture(lora, model)
+    check_architecture(model, [(lora, 1.0)])
     raise AdapterError(
         f"{lora.name}: {piece.module} expected a change of {list(piece.shape)} as the weight in "
         f"{model.source.name} is, found {list(own)}; the LoRA was made for another model."

@@ -12,6 +12,7 @@ from lorakit.linalg.factored import Factors, Framed
 from lorakit.linalg.tiles import Change, Tiled, size
 from lorakit.linalg.tiles import dense as made
 from lorakit.lorafile import LoraFile
+from lorakit.models import Model
 from lorakit.names.architectures import Architecture
 from lorakit.names.unet import is_3x3
 from lorakit.operations.mixing import Mix, Part
@@ -99,6 +100,20 @@ def architecture_of(stack: Stack) -> Architecture | None:
                 f"one for {architecture.title}; only LoRAs of one architecture add up."
             )
     return known[0][1] if known else None
+
+
+def check_architecture(model: Model, stack: Stack) -> None:
+    """Check that a model is of the architecture that the LoRAs are for.
+
+    Raises:
+        AdapterError: it is of another one, or the LoRAs are of several.
+    """
+    ours, theirs = model.index.architecture, architecture_of(stack)
+    if ours is not None and theirs is not None and ours.kin != theirs.kin:
+        raise AdapterError(
+            f"{model.source.name}: expected a model for {theirs.title}, as {stack[0][0].name} "
+            f"needs, found {ours.title}; choose a model of the LoRA's architecture."
+        )
 
 
 def needs_base(parts: Sequence[Part]) -> bool:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from lorakit.compute import Compute
-from lorakit.errors import AdapterError, SpecError, UnmatchedError
+from lorakit.errors import SpecError, UnmatchedError
 from lorakit.linalg.ranks import RankRule, Scorer
 from lorakit.lorafile import LoraFile
 from lorakit.models import Model
 from lorakit.operations.pieces import Piece
 from lorakit.operations.scores import DEFAULT, measured, needs_model, parse_score
+from lorakit.operations.stack import check_architecture
 from lorakit.progress import Progress
 from lorakit.report import name_some
 
@@ -168,7 +169,7 @@ def check_matched(
     absent = tuple(module for module in layers if not model.parts(module))
     if not absent or (allowed and len(absent) < len(layers)):
         return absent
-    check_architecture(lora, model)
+    check_architecture(model, [(lora, 1.0)])
     name = model.source.name
     if len(absent) == len(layers):
         raise UnmatchedError(
@@ -179,20 +180,6 @@ def check_matched(
         f"{name}: {len(absent)} layers of {lora.name} have no place in this model and so no score: "
         f"{name_some(absent)}; use --allow-unmatched to cut them without one."
     )
-
-
-def check_architecture(lora: LoraFile, model: Model) -> None:
-    """Check that a model is of the architecture that a LoRA is for.
-
-    Raises:
-        AdapterError: it is of another one.
-    """
-    ours, theirs = lora.architecture, model.index.architecture
-    if ours is not None and theirs is not None and ours.kin != theirs.kin:
-        raise AdapterError(
-            f"{model.source.name}: expected a model for {ours.title}, as {lora.name} needs, found "
-            f"{theirs.title}; choose a model of the LoRA's architecture."
-        )
 
 
 def scored(
