@@ -15,8 +15,10 @@ def run(given: Options) -> bool:
     failed = False
     for title, loras in (("one LoRA", {first: 0.8}), ("two LoRAs", {first: 0.7, second: -0.4})):
         out = full_size.output("apply")
+        measure.as_asked(given, base)
         limit = measure.copy_and_sync(base, full_size.FOLDER)
         stack = [f"{path}:{strength}" for path, strength in loras.items()]
+        measure.as_asked(given, base, *loras)
         took = process.lorakit("merge", *stack, "--into", base, "-o", out, given=given)
         measure.show(title, took, limit=limit, limit_name="copy and sync", size=size)
         wrong = truth.inexact(base, out, loras, truth.spread(layers, given.samples))

@@ -27,9 +27,11 @@ def _extracted(original: Path, tuned: Path, given: Options, name: str, conv: boo
     layers = truth.layers(given.architecture, factor=given.factor, conv=conv)
     out = full_size.output("extract")
     width = RANK + OVERSAMPLING
+    measure.as_asked(given, original, tuned)
     reading = measure.read_all(original, tuned)
     multiplying = 2 * truth.numel(layers) * width / measure.gemm_rate(width=width)
     ranks = ("--rank", str(RANK), *(("--conv-rank", str(RANK)) if conv else ()))
+    measure.as_asked(given, original, tuned)
     took = process.lorakit("extract", original, tuned, *ranks, "-o", out, given=given)
     measure.show(
         f"extract {name} at rank {RANK}",

@@ -32,7 +32,9 @@ def run(given: Options) -> bool:
         (f"at rank {KEPT}", KEPT, ["--rank", str(KEPT)]),
     ):
         out = full_size.output("merge")
+        measure.as_asked(given, *files)
         took = process.lorakit("merge", *stack, *rank, "-o", out, given=given)
+        measure.as_asked(given, *files)
         moving = measure.read_all(*files) + measure.copy_and_sync(out, full_size.FOLDER)
         multiplying = truth.reduction_flops(layers, rank=sum(RANKS), kept=kept) / rate
         size = sum(path.stat().st_size for path in files)

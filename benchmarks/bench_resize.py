@@ -15,8 +15,10 @@ def run(given: Options) -> bool:
     wide = full_size.lora(given.architecture, WIDE, factor=given.factor, seed=1)
     out = full_size.output("resize")
     rank = ("--rank", str(NARROW))
+    measure.as_asked(given, wide)
     took = process.lorakit("resize", wide, *rank, "-o", out, given=given)
     layers = truth.layers(given.architecture, factor=given.factor)
+    measure.as_asked(given, wide)
     moving = measure.read_all(wide) + measure.copy_and_sync(out, full_size.FOLDER)
     rate = measure.gemm_rate(width=WIDE, dtype=torch.float64)
     multiplying = truth.reduction_flops(layers, rank=WIDE, kept=NARROW) / rate

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import process
+from benchmarks.options import Options
 
 BLOCK = 8 * 2**20
 FEWEST_ROUNDS = 2
@@ -37,6 +38,23 @@ def read_all(*files: Path) -> float:
             while file.readinto(buffer):
                 pass
     return time.perf_counter() - start
+
+
+def as_asked(given: Options, *files: Path) -> None:
+    """With `--cold` drop what the kernel has of files in memory, so that they are read from disk.
+
+    Raises:
+        SystemExit: this system has no way to do that.
+    """
+    if not given.cold:
+        return
+    if not hasattr(os, "posix_fadvise"):
+        raise SystemExit("--cold expected a system with posix_fadvise, as Linux is; leave it out.")
+    for path in files:
+        with path.open("rb") as file:
+            # Pages that were written and are not on disk yet cannot be dropped.
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def gemm_rate(

@@ -9,13 +9,14 @@ QUICK, LARGE = "sd1", "sdxl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Which models, how wide, how much is checked, and where lorakit runs."""
+    """Which models, how wide, how much is checked, where lorakit runs, and from disk or not."""
 
     architecture: str = QUICK
     factor: int = 1
     samples: int = 12
     threads: int | None = None
     device: str = "cpu"
+    cold: bool = False
 
 
 def parse(
@@ -36,6 +37,9 @@ def parse(
     parser.add_argument("--samples", type=int, default=12, help="layers checked in float64")
     parser.add_argument("--threads", type=int, help="lorakit's workers")
     parser.add_argument("--device", default="cpu", help="lorakit's device")
+    parser.add_argument(
+        "--cold", action="store_true", help="read files from disk, not from the kernel's memory"
+    )
     found = parser.parse_args(arguments)
     unknown = [name for name in found.names if name not in names]
     if unknown:
@@ -46,4 +50,5 @@ def parse(
         samples=found.samples,
         threads=found.threads,
         device=found.device,
+        cold=found.cold,
     )

@@ -1,5 +1,6 @@
 """Every benchmark runs, on small models and in this process, and sees a wrong result."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,37 @@ def test_an_operation_is_measured_and_right(name: str, small: list[Command], cap
     lines = [line for line in shown.splitlines() if "without the start of 0.50 s" in line]
     assert len(lines) == len(small) > 0
     assert all(" on cpu: 2.00 s" in line and "peak 1 MiB" in line for line in lines)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system keeps what it read")
+@pytest.mark.parametrize("cold", [True, False])
+def test_what_is_to_be_read_from_disk_is_dropped_from_memory(cold: bool, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    dropped: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: dropped.append(arguments[-1]))
+    assert BENCHMARKS["extract"](replace(SMALL, cold=cold))
+    assert dropped == [os.POSIX_FADV_DONTNEED] * (8 if cold else 0), "twice two models, twice"
+
+
+@pytest.mark.parametrize("damaged", ["weights", "others"])
+def test_a_wrong_merge_is_seen(damaged: str, folder: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    bake = process.lorakit
+
+    def damaging(*arguments: str | Path, given: Options) -> process.Measured:
+        took = bake(*arguments, given=given)
+        if "--into" in arguments:
+            out = Path(arguments[arguments.index("-o") + 1])
+            tensors, touched = (
+                load_file(out),
+                {layer.key for layer in truth.layers("sd1", factor=32)},
+            )
+            for key, tensor in tensors.items():
+                if (key in touched) == (damaged == "weights"):
+                    tensor += 1
+            save_file(tensors, out)
+        return took
+
+    monkeypatch.setattr(process, "lorakit", damaging)
+    assert not BENCHMARKS["methods"](SMALL)
 
 
 def test_a_ratio_leaves_out_the_start(capsys: pytest.CaptureFixture[str]) -> None:
