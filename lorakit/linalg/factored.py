@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_DEPENDENT = 3e4
+from lorakit.linalg.sides import Side, by_qr, reduced, reduced_together
+
 _CANCELLED = 1e-10
 _FADING = 1e-5
 NOISE = 2 * float(torch.finfo(torch.float32).eps)
@@ -131,7 +132,7 @@ def norm(factors: Factors) -> float:
     square, bound = float((left * right).sum()), float(lengths[0] @ lengths[1]) ** 2
     if square > _CANCELLED * bound or bound == 0.0:
         return math.sqrt(max(square, 0.0))
-    reduced = _by_qr(up, lengths[0]), _by_qr(down, lengths[1])
+    reduced = by_qr(up, lengths[0]), by_qr(down, lengths[1])
     sizes = reduced[0].lengths * reduced[1].lengths
     return float(torch.linalg.vector_norm((reduced[0].core * sizes) @ reduced[1].core.T))
 
@@ -207,10 +208,10 @@ def decomposed(factors: Factors) -> Decomposition:
 def decomposed_together(ups: Tensor, downs: Tensor) -> list[Decomposition]:
     """Return the exact singular values of b products, and what their directions are made of.
 
-    A side with at least as many rows as columns is reduced to r x r by the Cholesky factor of its
-    Gram matrix in fp64, its columns scaled to length one first, so that (1e6 · up, 1e-6 · down)
-    gives the same; by Householder QR where the columns are too dependent for that. The core is
-    decomposed on the CPU, and its directions are rotated back in fp64.
+    The left side is reduced to r x r (see `lorakit.linalg.sides`), and of the right one the Gram
+    matrix suffices: `_by_products`. Where a singular value is too small for that, or the right side
+    has no more rows than columns, both are reduced. The core is decomposed on the CPU, and its
+    directions are turned back in fp64.
 
     Args:
         ups: [b, m, r] in fp32 or fp64, on any device.
@@ -219,15 +220,53 @@ def decomposed_together(ups: Tensor, downs: Tensor) -> list[Decomposition]:
     Source: Fukaya et al., CholeskyQR2 (2014), for the accuracy of the Gram matrix.
     Cost: O((m + n) r² + r³) each.
     """
+    lefts, rights = reduced_together(double(ups)), double(downs).mT
+    products = rights.mT @ rights
+    tall = rights.shape[1] > rights.shape[2]
     found = []
-    pairs = zip(reduced_together(double(ups)), reduced_together(double(downs).mT), strict=True)
-    for left, right in pairs:
-        core = (left.core * (left.lengths * right.lengths)) @ right.core.T
-        u, s, v = core_svd(core.cpu())
-        found.append(
-            Decomposition(s=s, left=left.turned, right=right.turned, cores=(u, v), like=ups)
-        )
+    for left, right, product in zip(lefts, rights, products, strict=True):
+        one = _by_products(left, right, product, like=ups) if tall else None
+        found.append(one or _by_both_sides(left, reduced(right, product), like=ups))
     return found
+
+
+def _by_products(
+    left: Side, right: Tensor, product: Tensor, *, like: Tensor
+) -> Decomposition | None:
+    """Decompose left @ right.T by the eigenvectors of core @ product @ core.T.
+
+    As `core_svd`, which would take the product's Cholesky factor only to square it again.
+
+    Args:
+        left: a side, its core [a, r].
+        right: [n, r] in fp64.
+        product: right.T @ right.
+        like: gives the dtype and the device of the directions.
+
+    Returns:
+        None where the smallest singular value is below 1e-5 of the largest one or of the parts.
+    """
+    core, product = (left.core * left.lengths).cpu(), product.cpu()
+    u = torch.linalg.eigh(core @ product @ core.T).eigenvectors.flip(1)
+    turn = core.T @ u
+    s = ((product @ turn) * turn).sum(dim=0).clamp(min=0).sqrt()
+    # Parts that cancel are larger than the sum, and so is their rounding.
+    sizes = torch.linalg.vector_norm(core, dim=0) * product.diagonal().sqrt()
+    parts = float(torch.linalg.vector_norm(sizes))
+    if not s.numel() or not float(s[-1]) > _FADING * max(float(s[0]), parts):
+        return None
+    return Decomposition(
+        s=torch.cummin(s, dim=0).values,
+        left=left.turned,
+        right=lambda directions: right @ directions.to(right.device),
+        cores=(u, turn / s),
+        like=like,
+    )
+
+
+def _by_both_sides(left: Side, right: Side, *, like: Tensor) -> Decomposition:
+    u, s, v = core_svd(((left.core * (left.lengths * right.lengths)) @ right.core.T).cpu())
+    return Decomposition(s=s, left=left.turned, right=right.turned, cores=(u, v), like=like)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -324,71 +363,3 @@ def double(tensor: Tensor) -> Tensor:
     tensor = tensor.cpu() if tensor.device.type == "mps" else tensor
     # torch's way from fp16 straight to fp64 takes twice as long as by fp32.
     return (tensor.float() if tensor.dtype == torch.float16 else tensor).double()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Side:
-    """A matrix [d, r] = basis @ turn @ core @ diag(lengths), basis @ turn orthonormal.
-
-    Where basis and turn are None they are the identity.
-    """
-
-    core: Tensor
-    lengths: Tensor
-    basis: Tensor | None
-    turn: Tensor | None
-
-    def turned(self, directions: Tensor) -> Tensor:
-        """Return basis @ turn @ directions, on the device of the basis."""
-        directions = directions.to(self.lengths.device)
-        if self.turn is not None:
-            directions = self.turn @ directions
-        return directions if self.basis is None else self.basis @ directions
-
-
-def reduced(side: Tensor, products: Tensor | None = None) -> Side:
-    """Reduce a matrix [d, r] in fp64 to a core, and what turns the core's directions back.
-
-    Args:
-        side: [d, r].
-        products: side.T @ side, where it is known already.
-    """
-    (found,) = reduced_together(side[None], None if products is None else products[None])
-    return found
-
-
-def reduced_together(sides: Tensor, products: Tensor | None = None) -> list[Side]:
-    """Reduce b matrices in fp64 by the Cholesky factor of the Gram matrix, by QR where that fails.
-
-    Args:
-        sides: [b, d, r].
-        products: sides.mT @ sides, where it is known already.
-    """
-    rows, rank = sides.shape[1:]
-    if rows <= rank:
-        lengths = torch.ones(rank, dtype=sides.dtype, device=sides.device)
-        return [Side(core=side, lengths=lengths, basis=None, turn=None) for side in sides]
-    products = sides.mT @ sides if products is None else products
-    lengths = products.diagonal(dim1=-2, dim2=-1).sqrt()
-    # A zero column fails as it should: its row of the Gram matrix stays zero.
-    safe = torch.where(lengths > 0, lengths, 1.0)
-    lower, failed = torch.linalg.cholesky_ex(products / safe[:, None] / safe[:, :, None])
-    one = torch.eye(rank, dtype=sides.dtype, device=sides.device).expand_as(lower)
-    inverse = torch.linalg.solve_triangular(lower, one, upper=False)
-    # Columns of length one: this is at least the condition, whose square times eps is the error.
-    condition = math.sqrt(rank) * torch.linalg.vector_norm(inverse, dim=(1, 2))
-    accurate = ((failed == 0) & (condition < _DEPENDENT)).tolist()
-    turns = inverse.mT / safe[:, :, None]
-    return [
-        Side(core=lower[place].T, lengths=lengths[place], basis=side, turn=turns[place])
-        if accurate[place]
-        else _by_qr(side, lengths[place])
-        for place, side in enumerate(sides)
-    ]
-
-
-def _by_qr(side: Tensor, lengths: Tensor) -> Side:
-    # Lengths of one in place of zero: a zero column stays zero.
-    safe = torch.where(lengths > 0, lengths, 1.0)
-    basis, core = torch.linalg.qr(side / safe)
-    return Side(core=core, lengths=safe, basis=basis, turn=None)

@@ -14,9 +14,9 @@ from lorakit.linalg.factored import (
     join,
     norm,
     numerical_rank,
-    reduced,
     scaled,
 )
+from lorakit.linalg.sides import reduced
 
 _CANCELLED = 1e-8
 """Below this share of their squares, the distance of two ΔW is measured by itself."""

@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lorakit.linalg.factored import Factors, Side, reduced, scaled, svd
+from lorakit.linalg.factored import Factors, scaled, svd
+from lorakit.linalg.sides import Side, reduced
 from lorakit.linalg.tiles import dense as made
 from lorakit.methods.cores import as_factors
 from lorakit.methods.delta import Delta

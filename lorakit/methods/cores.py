@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lorakit.linalg.dense import truncated_svd
-from lorakit.linalg.factored import Factors, Framed, Side, Turn, reduced
+from lorakit.linalg.factored import Factors, Framed, Turn
+from lorakit.linalg.sides import Side, reduced
 from lorakit.linalg.tiles import Change, Tiled
 from lorakit.linalg.tiles import dense as made
 

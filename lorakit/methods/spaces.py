@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from lorakit.linalg.factored import Factors, reduced
+from lorakit.linalg.factored import Factors
+from lorakit.linalg.sides import reduced
 from lorakit.linalg.tiles import Change
 from lorakit.linalg.tiles import dense as made
 from lorakit.methods.cores import as_factors, cores_of, directions, distinct, nothing, spans

@@ -10,6 +10,7 @@ from lorakit.linalg.factored import (
     Factors,
     Svd,
     balanced,
+    decomposed,
     dense,
     distance,
     gram,
@@ -20,6 +21,7 @@ from lorakit.linalg.factored import (
     scaled,
     svd,
 )
+from lorakit.linalg.sides import Side, reduced
 from tests import reference
 
 TIGHT = 3e-7
@@ -83,6 +85,54 @@ def test_nearly_dependent_columns_do_no_harm(condition: float) -> None:
     turned = Factors(up=f.up.double() @ mix, down=torch.linalg.solve(mix, f.down.double()))
     # The turned factors themselves are only as near as the condition times 1e-16.
     assert reference.relative_error(product(svd(turned)), truth(f)) < 1e-14 * condition + 1e-14
+
+
+def graded(m: int, n: int, r: int, *, least: float, dependent: str = "") -> Factors:
+    """Return fp64 factors whose product has singular values that fall from 1 to `least`.
+
+    Those of the `dependent` side are nearly one direction.
+    """
+    f = factors(m, n, r)
+    u, v = (torch.linalg.qr(side).Q for side in (f.up.double(), f.down.double().T))
+    mixing = torch.linalg.qr(factors(r, r, r, seed=1).up.double()).Q
+    s = torch.logspace(0, math.log10(least), r, dtype=torch.float64)
+    left, right = {"up": (s, one(s)), "down": (one(s), s)}.get(dependent, (s.sqrt(), s.sqrt()))
+    return Factors(up=(u * left) @ mixing, down=mixing.T @ (v * right).T)
+
+
+def one(s: Tensor) -> Tensor:
+    return torch.ones_like(s)
+
+
+@pytest.mark.parametrize("dependent", ["", "up", "down"])
+@pytest.mark.parametrize("least", [0.5, 1e-2, 1e-4, 0.99e-5, 1e-6, 1e-9])
+def test_singular_values_of_every_size_are_right(least: float, dependent: str) -> None:
+    f = graded(90, 70, 12, least=least, dependent=dependent)
+    found = decomposed(f)
+    expected = torch.logspace(0, math.log10(least), 12, dtype=torch.float64)
+    # What is below 1e-5 of the largest is far below what fp32 holds.
+    large = expected > 1e-5
+    torch.testing.assert_close(found.s[large], expected[large], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.s, expected, rtol=0, atol=1e-9)
+    some = found.first(12)
+    for side in (some.u, some.v):
+        torch.testing.assert_close(side.T @ side, torch.eye(12).double(), rtol=0, atol=1e-5)
+    assert reference.relative_error(product(some), truth(f)) < 1e-9
+
+
+def test_the_right_side_is_reduced_only_where_products_do_not_suffice(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    calls: list[tuple[int, ...]] = []
+
+    def watched(side: Tensor, products: Tensor | None = None) -> Side:
+        calls.append(tuple(side.shape))
+        return reduced(side, products)
+
+    monkeypatch.setattr("lorakit.linalg.factored.reduced", watched)
+    decomposed(graded(90, 70, 12, least=1e-4))
+    assert not calls
+    decomposed(graded(90, 70, 12, least=1e-6))
+    decomposed(factors(90, 10, 12))
+    assert calls == [(70, 12), (10, 12)]
 
 
 def test_zero_columns_and_zero_factors_give_zero_directions() -> None:
