@@ -76,6 +76,14 @@ WRONG = {
         lora(lora_up__weight=torch.full((8, 4), 1e300, dtype=torch.float64)),
         "infinity",
     ),
+    "a complex alpha": (lora(alpha=torch.tensor(1 + 0j)), "complex64"),
+    "an alpha of several numbers": (lora(alpha=torch.ones(4)), "one number"),
+    "an alpha of none": (lora(alpha=torch.ones(0)), "one number"),
+    "integers": (lora(lora_up__weight=torch.ones(8, 4).to(torch.int8)), "floats in up"),
+    "one number as a factor": (lora(lora_up__weight=torch.tensor(1.0)), "matrices"),
+    "a factor of nothing": (lora(lora_up__weight=torch.ones(8, 0)), "matrices"),
+    "a kernel in up": (lora(lora_up__weight=torch.ones(8, 4, 3, 3)), "1x1"),
+    "a matrix as bias": (lora(diff_b=torch.ones(3, 3)), "a vector"),
     "unequal ranks": (lora(lora_up__weight=torch.ones(8, 5)), "one rank"),
     "lone up": (lora(lora_down__weight=None), "no lora_down"),
     "lone alpha": (lora(lora_up__weight=None, lora_down__weight=None), "no lora_up"),
@@ -97,7 +105,7 @@ def test_tensors_that_make_no_lora_are_named(tmp_path: Path, name: str) -> None:
     words = refused("merge", file, "-o", out)
     assert "wrong.safetensors" in words
     assert NAME in words or "mid_block" in words
-    assert word in words
+    assert word in words and ";" in words, "it says what to do"
     assert not out.exists()
 
 
