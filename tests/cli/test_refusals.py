@@ -235,6 +235,34 @@ def test_wrong_usage_is_status_2(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert", "a.safetensors", "--to", "peft", "-o", ""],
+        ["merge", "a.safetensors", "-o", ""],
+        ["resize", "a.safetensors", "b.safetensors", "--rank", "1", "-o", ""],
+        ["metadata", "set", "a.safetensors", "x=y", "-o", ""],
+        ["inspect", ""],
+        ["inspect", "a.safetensors", "--html", ""],
+        ["compare", "a.safetensors", ""],
+        ["merge", "--prompt", "<lora:a:1>", "--lora-dir", "", "-o", "x.safetensors"],
+    ],
+)
+def test_no_name_is_not_the_current_folder(
+    sd15_lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    """As a script has it whose variable is not set."""
+    inputs = [tmp_path / "inputs" / f"{name}.safetensors" for name in "ab"]
+    inputs[0].parent.mkdir()
+    for file in inputs:
+        file.write_bytes(sd15_lora.read_bytes())
+    (empty := tmp_path / "empty").mkdir()
+    monkeypatch.chdir(empty)
+    given = [str(tmp_path / "inputs" / a) if a.endswith(".safetensors") else a for a in arguments]
+    assert "found an empty one" in refused(*given, status=2)
+    assert not list(empty.iterdir())
+
+
 def test_a_cut_that_leaves_nothing_and_a_difference_of_nothing(
     sd15_lora: Path, sd15: Path, tmp_path: Path
 ) -> None:
