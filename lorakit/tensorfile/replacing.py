@@ -96,10 +96,9 @@ def check_folder(
     place = _real(path)
     _check_inputs(path, place, inputs)
     for given in inputs:
-        real = Path(os.path.realpath(given))
-        if given.is_dir() and real in place.parents:
+        if given.is_dir() and lies_in(place, given):
             raise OutputError(f"{path} lies inside the input {given}; choose another folder.")
-        if place in real.parents:
+        if lies_in(Path(os.path.realpath(given)), place):
             raise OutputError(
                 f"{path} holds the input {given}; inputs are never replaced, choose another folder."
             )
@@ -118,6 +117,16 @@ def check_folder(
             "choose another folder, or empty this one."
         )
     return place
+
+
+def lies_in(inner: Path, outer: Path) -> bool:
+    """Tell whether a path, links followed, lies in a folder, whatever that is called on the way.
+
+    Names tell nothing where case or the spelling of accents does not count, as on macOS.
+    """
+    if not outer.exists():
+        return False
+    return any(parent.exists() and parent.samefile(outer) for parent in inner.parents)
 
 
 def check_space(path: Path, place: Path, needed: int) -> None:
@@ -225,7 +234,7 @@ def _real(path: Path) -> Path:
 
 def _check_inputs(path: Path, place: Path, inputs: Sequence[Path]) -> None:
     for given in inputs:
-        inside = given.is_dir() and Path(os.path.realpath(given)) in place.parents
+        inside = given.is_dir() and lies_in(place, given)
         if place.exists() and given.exists() and (inside or place.samefile(given)):
             where = "in the input" if inside else "the input"
             raise OutputError(
