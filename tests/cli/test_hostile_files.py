@@ -212,6 +212,34 @@ def test_a_recipe_of_a_thousand_inputs_hashes_each_file_once(
     assert len(asked) == 1 and time.monotonic() - begun < 20
 
 
+@pytest.mark.parametrize("option", ["only", "exclude"])
+def test_a_pattern_of_a_recipe_that_takes_years_is_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """It comes with the names that it takes them for."""
+    monkeypatch.chdir(tmp_path)
+    key = f"lora_unet_{'a' * 60}b"
+    for place, strength in (("a.safetensors", 1), ("b.safetensors", 2)):
+        tensors = lora(key)
+        tensors[f"{key}.lora_up.weight"] *= strength
+        save_file(tensors, place)
+    made = Path("made.safetensors")
+    ran("extract", "a.safetensors", "b.safetensors", "-o", made, "--exclude", "x.*y.*z.*w.*")
+    assert run("verify", made).exit_code == 0, "one that a person may write is followed"
+    recipe = json.loads(metadata_of(made)["lorakit.recipe"])
+    for pattern in ("(a+)+$", "(?:a|aa)*$", r"(a*)(a*)\1$", "a*a*a*a*$"):
+        recipe["options"] = {"svd": "auto", option: [pattern]}
+        save_file(tensors_of(made), made, {"lorakit.recipe": json.dumps(recipe)})
+        begun = time.monotonic()
+        check_plain(run("verify", made))
+        words = refused("merge", "--recipe", made, "-o", "again.safetensors")
+        assert "can take very long" in words and time.monotonic() - begun < 5
+    long = lora(f"lora_unet_{'a' * 400}")
+    save_file(long, "a.safetensors")
+    words = refused("extract", "a.safetensors", "b.safetensors", "--only", "a.*b", "-o", "x.st")
+    assert "at most 300 letters" in words
+
+
 @pytest.mark.parametrize("kind", ["LoRA", "LoHa", "LoKr"])
 def test_a_layer_of_terabytes_is_refused_before_it_is_made(tmp_path: Path, kind: str) -> None:
     """Two vectors of 2 MB stand for a ΔW of 10^12 weights."""
