@@ -4,7 +4,8 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +26,7 @@ _HINTS = {
     errno.ENOTDIR: "a part of the path is a file; choose another folder",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+_WAITS = (0.1, 0.2, 0.5, 1.0, 2.0) if os.name == "nt" else ()
 _QUOTA = getattr(errno, "EDQUOT", errno.ENOSPC)
 
 
@@ -166,7 +168,7 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
                     yield file
                     _copy_mode(path, temporary)
                     os.fsync(file.fileno())
-                temporary.replace(path)
+                _patiently(lambda: temporary.replace(path))
             _sync_folder(path.parent)
     finally:
         # What already went wrong is what has to be told.
@@ -199,20 +201,34 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 def _take_place(temporary: Path, path: Path) -> None:
     """Rename a folder to `path`; what was there before has the temporary name then, or is gone."""
     if not path.exists():
-        temporary.rename(path)
+        _patiently(lambda: temporary.rename(path))
         return
     if swap(temporary, path):
         return
     # For a moment neither is there. A run that is killed just then leaves the old folder under a
     # name that no later run removes.
     old = sibling(path).with_suffix(".old")
-    path.rename(old)
+    _patiently(lambda: path.rename(old))
     try:
-        temporary.rename(path)
+        _patiently(lambda: temporary.rename(path))
     finally:
         if not path.exists():
             old.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _patiently(step: Callable[[], object]) -> None:
+    """Try a step again while another program, a scanner of new files say, holds one of its files.
+
+    Only Windows keeps a file from being renamed because it is open.
+    """
+    for seconds in _WAITS:
+        try:
+            step()
+            return
+        except PermissionError:
+            time.sleep(seconds)
+    step()
 
 
 def _real(path: Path) -> Path:
