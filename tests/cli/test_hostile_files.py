@@ -137,6 +137,30 @@ def peft(
     return place
 
 
+TURNS: dict[str, tuple[dict[str, object], int, str]] = {
+    "terms without end": ({"num_cayley_neumann_terms": 10**9}, 6, "neumann_terms"),
+    "terms that are no number": ({"num_cayley_neumann_terms": "x"}, 6, "neumann_terms"),
+    "half a term": ({"num_cayley_neumann_terms": 2.5}, 6, "neumann_terms"),
+    "a bound that is no number": ({"coft": True, "eps": "x"}, 6, "eps"),
+    "a bound that is none of numbers": ({"coft": True, "eps": float("nan")}, 6, "eps"),
+    "numbers of no matrix": ({}, 5, "oft_R"),
+    "no numbers": ({}, 0, "oft_R"),
+}
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_rotations_that_cannot_be_made_are_refused(tmp_path: Path, name: str) -> None:
+    """PEFT's OFT stores numbers, of which the configuration says how they become rotations."""
+    config, numbers, word = TURNS[name]
+    tensors = {"base_model.model.unet.mid.to_q.oft_R.weight": torch.full((2, numbers), 0.01)}
+    place = peft(tmp_path, {"peft_type": "OFT", **config}, tensors)
+    begun = time.monotonic()
+    for command in (["inspect", place], ["convert", place, "--to", "kohya", "-o", tmp_path / "x"]):
+        words = refused(*command)
+        assert "peft" in words and word in words and ";" in words
+    assert time.monotonic() - begun < 5
+
+
 @pytest.mark.parametrize("rank", [0, -1, "x", 10**400, None])
 def test_a_rank_that_divides_by_nothing_is_refused(tmp_path: Path, rank: object) -> None:
     """PEFT divides by it where a LoKr has no factors."""

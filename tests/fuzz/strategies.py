@@ -86,6 +86,7 @@ KINDS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     },
     "oft": {"oft_blocks": (3, 2, 2), "rescale": (_M, 1)},
     "boft": {"oft_blocks": (1, 3, 2, 2)},
+    "oft of peft": {"oft_R.weight": (3, 6)},
     "ia3": {"weight": (_M,), "on_input": ()},
     "full": {"diff": (_M, _N), "diff_b": (_M,)},
     "norm": {"w_norm": (_M,), "b_norm": (_M,)},
@@ -175,6 +176,7 @@ METADATA_KEYS = (
     *("sshs_legacy_hash", "modelspec.hash_sha256", "lora_adapter_metadata", "format"),
     *("ss_base_model_version", "lorakit.recipe", "_quantization_metadata"),
 )
+_PEFT_TYPES = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT")
 _PEFT_VALUES = NUMBERS | st.sampled_from(
     [1, 2, 4.0, None, True, "none", {}, {"to_q": 3}, {"^a$": 1}]
 )
@@ -183,8 +185,7 @@ _PEFT_VALUES = NUMBERS | st.sampled_from(
 @st.composite
 def peft_configs(draw: st.DrawFn) -> dict[str, Any]:
     """PEFT's adapter_config.json."""
-    plain = {"peft_type": draw(st.sampled_from(["LORA", "LOHA", "LOKR", "IA3"])), "r": 2,
-             "lora_alpha": 2}  # fmt: skip
+    plain = {"peft_type": draw(st.sampled_from(_PEFT_TYPES)), "r": 2, "lora_alpha": 2}
     patterns = st.dictionaries(
         st.sampled_from(["to_q", "^unet", ".*", "(a+)+$", "(", r"\d+", "proj_in"]) | ANY_TEXT,
         _PEFT_VALUES, max_size=3,
@@ -198,6 +199,10 @@ def peft_configs(draw: st.DrawFn) -> dict[str, Any]:
             "alpha": _PEFT_VALUES,
             "alpha_pattern": patterns | JSON,
             "rank_pattern": patterns | JSON,
+            "num_cayley_neumann_terms": _PEFT_VALUES,
+            "use_cayley_neumann": JSON,
+            "coft": JSON,
+            "eps": _PEFT_VALUES,
             "use_rslora": JSON,
             "use_dora": JSON,
             "bias": st.sampled_from(["none", "all"]) | JSON,
