@@ -24,6 +24,7 @@ NUMBERS = st.integers(-2, 40) | st.sampled_from([2**31, 2**53, 2**60, 2**63, 2**
 _DTYPES = (
     *(torch.float16, torch.float32, torch.bfloat16, torch.float64),
     *(torch.float8_e4m3fn, torch.float8_e5m2, torch.int64, torch.uint8, torch.bool),
+    torch.complex64,
 )
 _USUAL = (torch.float16, torch.float32)
 _VALUES = (0.0, 1.0, -0.5, 1e-8, 6e4, 3e38, float("inf"), float("nan"))
@@ -98,6 +99,18 @@ _REFUSED = tuple(f"{LAYERS[0]}.{role}" for role in ("q_layer.weight", "reshape_w
 
 
 @st.composite
+def in_one_dtype(draw: st.DrawFn, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, or all factors and weights in another dtype."""
+    if draw(st.integers(0, 4)):
+        return dict(found)
+    dtype = draw(st.sampled_from(_DTYPES))
+    return {
+        key: tensor.to(dtype) if tensor.ndim and tensor.is_floating_point() else tensor
+        for key, tensor in found.items()
+    }
+
+
+@st.composite
 def lora_tensors(draw: st.DrawFn, known: bool = False) -> dict[str, Tensor]:
     """The tensors of a LoRA: a few layers of any kind, then perhaps something lost or strange."""
     found: dict[str, Tensor] = {}
@@ -115,7 +128,7 @@ def lora_tensors(draw: st.DrawFn, known: bool = False) -> dict[str, Tensor]:
             found[draw(st.sampled_from(_REFUSED) | TEXT)] = found.pop(key)
         elif change == "replace":
             found[key] = draw(tensors())
-    return found
+    return draw(in_one_dtype(found))
 
 
 _UNET, _CLIP = "model.diffusion_model.", "cond_stage_model.transformer.text_model."
@@ -166,7 +179,7 @@ def checkpoint_tensors(draw: st.DrawFn) -> dict[str, Tensor]:
         found.pop(key, None)
     for key in draw(st.lists(TEXT, max_size=1)):
         found[key] = draw(tensors())
-    return found
+    return draw(in_one_dtype(found))
 
 
 METADATA_KEYS = (
