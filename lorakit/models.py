@@ -16,6 +16,7 @@ from lorakit.linalg.tiles import Change, Tiled, dense, difference, subtracted
 from lorakit.names.architectures import Target
 from lorakit.names.checkpoints import BIAS, CheckpointIndex, index_checkpoint
 from lorakit.tensorfile.blocks import blocks
+from lorakit.tensorfile.casting import changes
 from lorakit.tensorfile.header import Extent, Spec
 from lorakit.tensorfile.quantised import dequantised
 from lorakit.tensorfile.source import TensorSource, torch_dtype
@@ -261,8 +262,8 @@ class Applied:
         return value.cpu()
 
     def changes(self, key: str) -> bool:
-        """Tell whether a ΔW touches a tensor."""
-        return key in self.addends
+        """Tell whether a ΔW touches a tensor, here or in the base."""
+        return key in self.addends or changes(self.base, key)
 
     def extent(self, key: str) -> Extent | None:
         """Tell where the bytes of an untouched tensor lie."""

@@ -56,6 +56,11 @@ def test_nothing_is_added_to_what_is_no_number(
     for more in ([], ["--verify"], ["--dtype", "fp32"]):
         words = refused("merge", sd15_lora, "--into", model, "-o", f"{out}.safetensors", *more)
         assert "odd.safetensors" in words and WEIGHT in words and "found 1 that" in words
+    inner = f"{model}+{sd15_lora}"
+    words = refused(
+        "merge", f"{sd15_lora}:te=1:unet=0", "--into", inner, "-o", f"{out}.safetensors"
+    )
+    assert "odd.safetensors" in words and "found 1 that" in words
     for sides in ([model, sd15], [sd15, model]):
         words = refused("extract", *sides, "-o", f"{out}.safetensors")
         assert "odd.safetensors" in words and LAYER in words and "NaN or infinity" in words
