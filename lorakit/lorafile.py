@@ -202,7 +202,12 @@ def _adapter(
         whole = isinstance(adapter, Lokr) and adapter.rank is None
         return adapter if alpha is None or not whole else adapter.scaled(alpha)
     except (AdapterError, NumericsError) as error:
-        raise type(error)(f"{source.name}: {first.raw} {error}.") from None
+        raise type(error)(f"{source.name}: {first.raw} {_with_advice(error)}.") from None
+
+
+def _with_advice(error: AdapterError | NumericsError) -> str:
+    told = str(error)
+    return told if ";" in told else f"{told}; get the file again from where it was made"
 
 
 def _rank(tensors: Mapping[str, Tensor]) -> int:

@@ -16,6 +16,7 @@ from lorakit.linalg.tiles import Change, Tiled, dense, difference, subtracted
 from lorakit.names.architectures import Target
 from lorakit.names.checkpoints import BIAS, CheckpointIndex, index_checkpoint
 from lorakit.tensorfile.blocks import blocks
+from lorakit.tensorfile.casting import changes
 from lorakit.tensorfile.header import Extent, Spec
 from lorakit.tensorfile.quantised import dequantised
 from lorakit.tensorfile.source import TensorSource, torch_dtype
@@ -47,9 +48,21 @@ class Model:
     index: CheckpointIndex
 
     def slot(self, module: str) -> Slot | None:
-        """Return the place of a module or of its `.bias`, None where the model lacks it."""
+        """Return the place of a module or of its `.bias`, None where the model lacks it.
+
+        Raises:
+            FileFormatError: the weight there is of integers or complex numbers.
+        """
         target = self.index.find(module)
-        return None if target is None else _slot(target, self.source.specs[target.key])
+        if target is None:
+            return None
+        spec = self.source.specs[target.key]
+        if spec.dtype not in FLOATS:
+            raise FileFormatError(
+                f"{self.source.name}: {module} ({target.key}) expected weights in "
+                f"{', '.join(FLOATS)}, found {spec.dtype}; get the model as fp16, bf16 or fp8."
+            )
+        return _slot(target, spec)
 
     def parts(self, module: str) -> tuple[str, ...]:
         """Return where a module's weight is: itself, or the parts that the model holds apart.
@@ -248,6 +261,10 @@ class Applied:
             place += delta.reshape(place.shape)
         return value.cpu()
 
+    def changes(self, key: str) -> bool:
+        """Tell whether a ΔW touches a tensor, here or in the base."""
+        return key in self.addends or changes(self.base, key)
+
     def extent(self, key: str) -> Extent | None:
         """Tell where the bytes of an untouched tensor lie."""
         return None if key in self.addends else self.base.extent(key)
@@ -301,6 +318,10 @@ class Rounded:
             part = _side(value, addend)[place]
             _side(result, addend)[place] = _stored_sum(part, change, stored)
         return result.cpu()
+
+    def changes(self, key: str) -> bool:
+        """Tell whether a ΔW touches a tensor."""
+        return self.applied.changes(key)
 
     def bytes_an_element(self, key: str) -> int:
         """Return what computing a tensor takes for each of its elements.

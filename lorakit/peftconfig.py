@@ -35,6 +35,8 @@ _REFUSED = {
     "monteclora_config": "MonteCLoRA",
     "velora_config": "VeLoRA",
 }
+_MOST_TERMS = 100
+"""Of Neumann's series: where it converges, PEFT's five are as good."""
 _CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 """Beginnings of the inits that change the base before training."""
 
@@ -69,18 +71,32 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def cayley_from_config(config: Mapping[str, Any]) -> Cayley | None:
+def cayley_from_config(config: Mapping[str, Any], name: str) -> Cayley | None:
     """Return how an OFT's numbers become rotations; None for other types.
+
+    Args:
+        config: as it was read.
+        name: what errors call it.
+
+    Raises:
+        AdapterError: a setting is no number, or would take for ever.
 
     Source: PEFT 0.21.2, `OFTConfig` and its defaults.
     """
     if str(config.get("peft_type")).upper() != "OFT":
         return None
-    terms = config.get("num_cayley_neumann_terms", 5)
-    return Cayley(
-        terms=int(terms) if config.get("use_cayley_neumann", True) else None,
-        bound=float(config.get("eps", 6e-5)) if config.get("coft") else None,
-    )
+    terms, bound = config.get("num_cayley_neumann_terms", 5), config.get("eps", 6e-5)
+    series, bounded = config.get("use_cayley_neumann", True), config.get("coft")
+    if series and not (type(terms) is int and 0 <= terms <= _MOST_TERMS):
+        raise AdapterError(
+            f"{name}: expected a whole number up to {_MOST_TERMS} as num_cayley_neumann_terms, "
+            f"found {_short(terms)}; save it again."
+        )
+    if bounded and not (type(bound) in (int, float) and 0 <= bound < 1e30):
+        raise AdapterError(
+            f"{name}: expected a positive number as eps, found {_short(bound)}; save it again."
+        )
+    return Cayley(terms=terms if series else None, bound=float(bound) if bounded else None)
 
 
 def alpha_from_config(config: Mapping[str, Any], name: str) -> AlphaOf:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lorakit.errors import FileFormatError
+from lorakit.errors import AdapterError, FileFormatError
 from lorakit.linalg.rotations import Cayley, rotations, side_of
 from lorakit.peftconfig import (
     CONFIG,
@@ -86,6 +86,11 @@ def _turned(source: TensorSource, how: Cayley | None) -> TensorSource:
     for key, spec in source.specs.items():
         if ".oft_R" in key and len(spec.shape) == 2:
             size = side_of(spec.shape[1])
+            if size * (size - 1) // 2 != spec.shape[1] or size < 2:
+                raise AdapterError(
+                    f"{source.name}: {key} expected n (n - 1) / 2 numbers a block, found "
+                    f"{spec.shape[1]}; get the file again from where it was made."
+                )
             specs[key] = Spec("F32", (1, spec.shape[0], size, size))
     return Turned(base=source, how=how, specs=specs)
 
@@ -109,7 +114,7 @@ def open_peft(folder: Path) -> tuple[TensorSource, AlphaOf]:
     if (folder / CONFIG).is_file():
         config = read_config(folder)
         alpha_of = alpha_from_config(config, str(folder / CONFIG))
-        source = _turned(_weights(folder), cayley_from_config(config))
+        source = _turned(_weights(folder), cayley_from_config(config, str(folder / CONFIG)))
         return source, lambda path, rank: alpha_of(_below(path), rank)
     found = {
         name: place for name, place in _components(folder).items() if (place / CONFIG).exists()
@@ -120,7 +125,7 @@ def open_peft(folder: Path) -> tuple[TensorSource, AlphaOf]:
         )
     configs = {name: read_config(place) for name, place in found.items()}
     parts = {
-        name: _turned(_weights(place), cayley_from_config(configs[name]))
+        name: _turned(_weights(place), cayley_from_config(configs[name], str(found[name] / CONFIG)))
         for name, place in found.items()
     }
     readers = {

@@ -18,7 +18,7 @@ LONGEST = 300
 _LITERAL = re.compile(r"(?P<start>\^?)(?P<body>(?:[\w/-]|\\[^\w])+)\$?")
 _ESCAPED, _CLASS = re.compile(r"\\(?P<what>.)", re.DOTALL), re.compile(r"\[\^?\]?[^]]*\]")
 _REPEATS = re.compile(r"[*+{]")
-_MOST_REPEATS = 2
+_MOST_REPEATS, _MOST_SEARCHED = 2, 3
 
 Hit = tuple[int, float | None]
 """A pattern's place among the others, and its value."""
@@ -103,9 +103,24 @@ class Patterns:
             end = end.partition(".")[2]
 
 
+def can_take_years(pattern: str) -> bool:
+    """Tell whether the time to search a short text for a pattern may grow without bound.
+
+    A part that repeats must not repeat itself, and few parts may; a `.*` at either end says nothing
+    where a text is searched. What is no regular expression takes no time.
+    """
+    plain = _CLASS.sub("c", _ESCAPED.sub(_harmless, pattern))
+    plain = plain.removeprefix("(?i)").replace("(?:", "(").removeprefix(".*").removesuffix(".*")
+    return _is_nested(plain) or len(_REPEATS.findall(plain)) > _MOST_SEARCHED
+
+
+def _is_nested(plain: str) -> bool:
+    return re.search(r"\)[*+{]|\(\?|#", plain) is not None
+
+
 def _compiled(pattern: str) -> re.Pattern[str]:
     plain = _CLASS.sub("c", _ESCAPED.sub(_harmless, pattern))
-    wild = re.search(r"\)[*+{]|\(\?|#", plain) or len(_REPEATS.findall(plain)) > _MOST_REPEATS
+    wild = _is_nested(plain) or len(_REPEATS.findall(plain)) > _MOST_REPEATS
     try:
         if not wild:
             return re.compile(rf"(?:.*\.)?(?:{pattern})$")

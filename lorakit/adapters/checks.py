@@ -53,8 +53,9 @@ def check_values(tensors: Mapping[str, Tensor]) -> None:
     """
     for role, tensor in tensors.items():
         if role in NUMBERS:
-            if tensor.numel() != 1:
-                raise AdapterError(f"expected one number as {role}, found {list(tensor.shape)}")
+            if tensor.numel() != 1 or tensor.is_complex():
+                found = tensor.dtype if tensor.is_complex() else list(tensor.shape)
+                raise AdapterError(f"expected one number as {role}, found {found}")
         elif not tensor.is_floating_point():
             raise AdapterError(f"expected floats in {role}, found {tensor.dtype}")
         elif not tensor.numel() or not tensor.ndim:

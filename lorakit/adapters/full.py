@@ -136,8 +136,16 @@ def build(tensors: Mapping[str, Tensor], alpha: float | None) -> Full:
 
 
 def build_bias(tensors: Mapping[str, Tensor], alpha: float | None) -> Full | Replacement:
-    """Make what changes a bias: a difference, or the value that takes its place."""
-    return (build_replacement if "set_weight" in tensors else build)(tensors, alpha)
+    """Make what changes a bias: a difference, or the value that takes its place.
+
+    Raises:
+        AdapterError: it is no vector, or there is more than one.
+        NumericsError: a value is not finite.
+    """
+    found = (build_replacement if "set_weight" in tensors else build)(tensors, alpha)
+    if not is_vector(found.shape):
+        raise AdapterError(f"expected a vector as the change of a bias, found {shapes_of(tensors)}")
+    return found
 
 
 def build_replacement(tensors: Mapping[str, Tensor], alpha: float | None) -> Replacement:

@@ -72,7 +72,7 @@ def main() -> None:
         never_fail_on_a_letter(stream)
     sys.excepthook = _say_once
     try:
-        sys.exit(lorakit.main(standalone_mode=False, prog_name="lorakit") or 0)
+        sys.exit(_run())
     except (Refused, WrongUsage) as refused:
         click.echo(f"lorakit: {refused.message}", err=True)
         sys.exit(refused.exit_code)
@@ -82,6 +82,16 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("lorakit: interrupted; no output was left half-written.", err=True)
         sys.exit(INTERRUPTED)
+
+
+def _run() -> int:
+    typed = sys.argv[1:]
+    if sys.platform == "win32":
+        from lorakit.cli._shell import at_home
+
+        typed = at_home(typed)
+    # Given to it, click leaves them as they are; see _shell.
+    return int(lorakit.main(typed, standalone_mode=False, prog_name="lorakit") or 0)
 
 
 def _say_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from unicodedata import normalize
 
 from lorakit.cli._inputs import header_of, open_stored
 from lorakit.cli._recipe import MODEL, Recipe, Wanted, short
@@ -89,11 +90,11 @@ def _searched(recipe: Recipe, folders: Sequence[Path]) -> tuple[Path, ...]:
 
 
 def _below(folders: Sequence[Path]) -> Mapping[str, Sequence[Path]]:
-    """Return all that is in and below the folders, by name."""
+    """Return all that is in and below the folders, by name, accents joined to their letters."""
     found: dict[str, list[Path]] = {}
     for folder in folders:
         for place in sorted(folder.rglob("*")):
-            found.setdefault(place.name, []).append(place)
+            found.setdefault(normalize("NFC", place.name), []).append(place)
     return found
 
 
@@ -102,7 +103,7 @@ def _places(
 ) -> Iterator[Path]:
     seen: list[Path] = []
     beside = (folder / wanted.name for folder in _searched(recipe, folders))
-    for place in (*beside, *below.get(wanted.name, ())):
+    for place in (*beside, *below.get(normalize("NFC", wanted.name), ())):
         real = place.resolve()
         # What is repeated is not its own input, even if it has the name of one.
         if place.exists() and real not in (*seen, recipe.file.resolve()):

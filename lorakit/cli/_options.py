@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from lorakit.cli._completion import DEVICES, complete_names, complete_path
 from lorakit.cli._guard import guarded
 from lorakit.cli._pages import keep_pages
+from lorakit.cli._shell import Named
 from lorakit.errors import SpecError
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ _WRITING: tuple[Callable[[F], F], ...] = (
         "-o",
         "--output",
         required=True,
-        type=click.Path(path_type=Path),
+        type=Named(path_type=Path),
         help="What to write. An existing file needs --overwrite; an input is refused always.",
     ),
     click.option("--overwrite", is_flag=True, help="Replace an existing output."),

@@ -9,6 +9,7 @@ from typing import Any
 from lorakit.cli._inputs import open_stored
 from lorakit.cli._options import DTYPES
 from lorakit.errors import FileFormatError, SpecError
+from lorakit.peftpatterns import can_take_years
 from lorakit.tensorfile.metadata import RECIPE_KEY
 from lorakit.tensorfile.reading import parse_json
 from lorakit.version import VERSION
@@ -183,6 +184,9 @@ def _check(options: Mapping[str, Any]) -> None:
         texts = not isinstance(value, list | dict) or all(isinstance(text, str) for text in parts)
         if not (fits and texts and value in _CHOICES.get(name, (value,))):
             raise TypeError(f"{name} = {value!r}")
+    for pattern in (*options.get("only", ()), *options.get("exclude", ())):
+        if can_take_years(pattern):
+            raise ValueError(f"the pattern {pattern[:60]!r}, which can take very long")
 
 
 def _side(record: Mapping[str, Any]) -> Side:

@@ -18,6 +18,7 @@ from lorakit.cli.resize import make as make_resized
 from lorakit.errors import FileFormatError, OutputError, SpecError
 from lorakit.methods.method import Method
 from lorakit.names.specs import LoraSpec, ModelSpec, lora_spec
+from lorakit.tensorfile.replacing import lies_in
 from lorakit.version import VERSION
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ def check_output(file: Path, output: Path) -> None:
     Raises:
         OutputError: it is, lies in it, or has the other form.
     """
-    place, origin = output.resolve(), file.resolve()
-    if place == origin or origin in place.parents:
+    place = output.resolve()
+    if (place.exists() and place.samefile(file)) or (file.is_dir() and lies_in(place, file)):
         raise OutputError(f"{output} is what is repeated; choose another name.")
     folder = file.is_dir()
     if folder == (output.suffix.lower() == _SUFFIX):

@@ -20,6 +20,7 @@ from lorakit.cli._inspect_view import (
 from lorakit.cli._inspect_words import advice, summary
 from lorakit.cli._measures import NORM, RANK, RELATIVE, SHARE
 from lorakit.cli._render import results, say, show_table
+from lorakit.cli._shell import Named, each_file
 from lorakit.errors import SpecError
 
 if TYPE_CHECKING:
@@ -30,7 +31,14 @@ __all__ = ["blocks_table", "inspect"]
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...", shell_complete=complete_path)
+@click.argument(
+    "paths",
+    nargs=-1,
+    required=True,
+    metavar="PATH...",
+    shell_complete=complete_path,
+    callback=each_file,
+)
 @click.option(
     "--blocks",
     is_flag=True,
@@ -48,12 +56,12 @@ __all__ = ["blocks_table", "inspect"]
 @click.option("--metadata", is_flag=True, help="All that the metadata says, in plain words.")
 @click.option(
     "--html",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Named(path_type=Path, dir_okay=False),
     help="Write all of it as a page that needs no other file.",
 )
 @click.option(
     "--svg",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Named(path_type=Path, dir_okay=False),
     help="Write the map and the spectrum as a picture.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing page or picture.")

@@ -28,6 +28,7 @@ from lorakit.cli._options import (
     writing_options,
 )
 from lorakit.cli._progress import watching
+from lorakit.cli._shell import Named, each_file
 from lorakit.cli._write import (
     finish_lora,
     finish_model,
@@ -55,7 +56,9 @@ _WITH_RECIPE = (
 
 
 @click.command()
-@click.argument("loras", nargs=-1, metavar="LORA...", shell_complete=complete_path)
+@click.argument(
+    "loras", nargs=-1, metavar="LORA...", shell_complete=complete_path, callback=each_file
+)
 @click.option(
     "--into",
     metavar="MODEL",
@@ -74,7 +77,7 @@ _WITH_RECIPE = (
     "--lora-dir",
     "folders",
     multiple=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Named(path_type=Path, file_okay=False),
     help=(
         "Where the files of the tags, or of a recipe, are; the current folder if left out. "
         "May be repeated."

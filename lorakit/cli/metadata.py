@@ -16,6 +16,7 @@ from lorakit.cli._inspect_view import pairs
 from lorakit.cli._letters import printable
 from lorakit.cli._progress import watching
 from lorakit.cli._render import bytes_text, show_table
+from lorakit.cli._shell import Named
 from lorakit.cli._words import in_words, shortened
 from lorakit.errors import SpecError
 from lorakit.operations.edit_metadata import (
@@ -34,7 +35,7 @@ _WRITING = (
     click.option(
         "-o",
         "--output",
-        type=click.Path(path_type=Path),
+        type=Named(path_type=Path),
         help="Write another file. An existing one needs --overwrite; FILE itself is refused.",
     ),
     click.option(

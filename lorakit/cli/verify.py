@@ -15,6 +15,7 @@ from lorakit.cli._options import Common, device_option
 from lorakit.cli._pages import keep_pages
 from lorakit.cli._progress import watching
 from lorakit.cli._render import cells, say, show_table
+from lorakit.cli._shell import Named
 from lorakit.errors import FileFormatError, LorakitError, OutputError
 from lorakit.report import SCHEMA, name_some
 
@@ -73,7 +74,7 @@ class Checked:
     "--lora-dir",
     "folders",
     multiple=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Named(path_type=Path, file_okay=False),
     help="Where the inputs are besides; they are looked for beside FILE and here too.",
 )
 @click.option("--no-replay", is_flag=True, help="Check hashes and values alone.")

@@ -40,7 +40,7 @@ def frobenius(matrix: Tensor) -> float:
     if not _TINY < size < _HUGE:
         size = float(torch.linalg.vector_norm(matrix.cpu(), dtype=torch.float64))
     if not math.isfinite(size):
-        raise NumericsError("holds NaN or infinity; check the model for damage")
+        raise NumericsError("holds NaN or infinity; lorakit verify names all such tensors")
     return size
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from unicodedata import normalize
 
 from lorakit.errors import SpecError
 from lorakit.names.specs import LoraSpec, lora_spec
@@ -50,6 +51,11 @@ def parse_prompt(prompt: str, find: Callable[[str], str]) -> list[LoraSpec]:
     return specs
 
 
+def same_name(one: str, other: str) -> bool:
+    """Tell whether two names read the same: macOS stores the accents apart from their letters."""
+    return normalize("NFC", one) == normalize("NFC", other)
+
+
 def find_lora(name: str, *folders: Path) -> str:
     """Find a LoRA by the name that tags use: the file's name without its suffix, in any subfolder.
 
@@ -60,7 +66,7 @@ def find_lora(name: str, *folders: Path) -> str:
         if not folder.is_dir():
             raise SpecError(f"{folder}: expected a folder of LoRAs; give --lora-dir.")
     below = (file for folder in folders for file in folder.rglob("*"))
-    files = sorted({file for file in below if file.stem == name and file.is_file()})
+    files = sorted({file for file in below if same_name(file.stem, name) and file.is_file()})
     for suffix in _SUFFIXES:
         found = [file for file in files if file.suffix == suffix]
         if len(found) > 1:

@@ -3,7 +3,10 @@
 import re
 from dataclasses import dataclass
 
-from lorakit.errors import SpecError
+from lorakit.errors import AdapterError, SpecError
+
+_LONGEST = 300
+"""Letters of a layer's name: more than twice those of the longest that is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,13 @@ class Choice:
 
         Raises:
             SpecError: one is no regular expression.
+            AdapterError: the name is longer than any, so that searching it could take very long.
         """
+        if (self.only or self.exclude) and len(module) > _LONGEST:
+            raise AdapterError(
+                f"{module[:60]}... expected a name of at most {_LONGEST} letters, found "
+                f"{len(module)}; the file is damaged, or leave --only and --exclude out."
+            )
         names = (module, block)
         try:
             wanted = not self.only or any(re.search(p, n) for p in self.only for n in names)

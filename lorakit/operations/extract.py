@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lorakit.adapters import is_vector
 from lorakit.compute import Compute
-from lorakit.errors import AdapterError, UnmatchedError
+from lorakit.errors import AdapterError, NumericsError, UnmatchedError
 from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile
 from lorakit.models import Model, open_model
@@ -61,6 +61,7 @@ def extract(
     Raises:
         AdapterError: the models are of different architectures.
         UnmatchedError: the models are equal, or a layer is missing in one.
+        NumericsError: a weight holds NaN or infinity.
 
     Source: kohya's `extract_lora_from_models.py`, without its clamp at the 0.99 quantile, its
     threshold on text encoders and its difference in half precision.
@@ -71,22 +72,27 @@ def extract(
     pieces, unmatched = extract_pieces(
         *models, choice=choice, dialect=dialect, allow_unmatched=allow_unmatched
     )
-    lora, report = from_pieces(
-        pieces,
-        command="extract",
-        rule=DEFAULT_RULE if rule is None else rule,
-        like=LoraFile(
-            name="extract",
-            adapters={},
-            architecture=models[1].index.architecture,
-            dialect=dialect,
-            dtype=choice.dtype,
-        ),
-        alpha=alpha,
-        choice=choice,
-        compute=compute,
-        progress=progress,
-    )
+    try:
+        lora, report = from_pieces(
+            pieces,
+            command="extract",
+            rule=DEFAULT_RULE if rule is None else rule,
+            like=LoraFile(
+                name="extract",
+                adapters={},
+                architecture=models[1].index.architecture,
+                dialect=dialect,
+                dtype=choice.dtype,
+            ),
+            alpha=alpha,
+            choice=choice,
+            compute=compute,
+            progress=progress,
+        )
+    except NumericsError as error:
+        raise NumericsError(
+            f"{tuned.name} less {original.name}: {error}: lorakit verify names all such tensors."
+        ) from None
     report = replace(report, unmatched=unmatched)
     return lora, with_lost_changes(
         report, *models, choice=choice, compute=compute, progress=progress

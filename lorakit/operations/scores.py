@@ -1,7 +1,7 @@
 """Scores: what directions are measured by, read off a model's layers once for several LoRAs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -135,18 +135,27 @@ def _measure(
     job: _Job, *, model: Model, weights: Mapping[str, float], compute: Compute
 ) -> list[list[float]]:
     once = replace(model, source=_Once(base=model.source))
-    found = []
+    found: list[list[float]] = []
     # Several LoRAs have the same layer, and a tensor may hold several layers.
     for _, group in groupby(job, key=_layer):
         same = [piece for _, piece in group]
         weight = weight_under(once, same[0]).to(compute.torch_device)
-        norms = {n: _norm(n, same[0], weight) for n in weights if n != "subspace"}
-        total = math.fsum(share * norms[name] for name, share in weights.items() if name in norms)
-        share = weights.get("subspace")
-        for piece in same:
-            along = [0.0] if share is None else (share * _along(piece, weight, compute)).tolist()
-            found.append([total + value for value in along])
+        try:
+            found += _of_layer(same, weight, weights, compute)
+        except NumericsError as error:
+            raise NumericsError(f"{model.source.name}: {error}") from None
     return found
+
+
+def _of_layer(
+    same: Sequence[Piece], weight: Tensor, weights: Mapping[str, float], compute: Compute
+) -> Iterator[list[float]]:
+    norms = {n: _norm(n, same[0], weight) for n in weights if n != "subspace"}
+    total = math.fsum(share * norms[name] for name, share in weights.items() if name in norms)
+    share = weights.get("subspace")
+    for piece in same:
+        along = [0.0] if share is None else (share * _along(piece, weight, compute)).tolist()
+        yield [total + value for value in along]
 
 
 def _layer(one: tuple[int, Piece]) -> tuple[str, tuple[int, ...]]:
@@ -168,7 +177,7 @@ def _size(piece: Piece, weight: Tensor) -> float:
     try:
         return frobenius(weight)
     except NumericsError as error:
-        raise NumericsError(f"{piece.module} of the model {error}.") from None
+        raise NumericsError(f"{piece.module} {error}.") from None
 
 
 def _norm(name: str, piece: Piece, weight: Tensor) -> float:

@@ -182,7 +182,8 @@ def _bound(adapter: Adapter) -> float:
 
 
 def _extremes(tensor: Tensor) -> tuple[float, float]:
-    low, high = torch.aminmax(tensor)
+    # torch has no extremes of fp8.
+    low, high = torch.aminmax(tensor if tensor.element_size() > 1 else tensor.float())
     return float(low), float(high)
 
 

@@ -80,7 +80,7 @@ def _check(written: TensorSource, applied: Applied, key: str) -> tuple[float, fl
         same = written.specs[key].dtype == applied.specs[key].dtype
         return float(same and not _same_bytes(stored, base)), 0.0
     off = change = 0.0
-    steps = 0.0
+    steps = [0.0]
     dtype, scale = stored.dtype, torch.ones(1, dtype=torch.float64)
     if isinstance(written, Dequantised) and key in written.scales:
         # What `get` returns is rounded to fp32: too coarse to measure half a step by.
@@ -94,8 +94,10 @@ def _check(written: TensorSource, applied: Applied, key: str) -> tuple[float, fl
         off += float(error.square().sum())
         change += float(delta.square().sum())
         unit = scales[rows] * _unit(exact / scales[rows], dtype)
-        steps = max(steps, float((error / unit).max()))
-    return math.sqrt(off / change) if change else 0.0, steps
+        steps.append(float((error / unit).max()))
+    # Python's own maximum passes over NaN.
+    largest = float(torch.tensor(steps, dtype=torch.float64).max())
+    return math.sqrt(off / change) if change else 0.0, largest
 
 
 def _same_bytes(first: Tensor, second: Tensor) -> bool:

@@ -1,5 +1,7 @@
 """The one rounding: from what was computed to what is stored."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -35,10 +37,11 @@ def stored(source: TensorSource, key: str) -> Tensor:
     """Return a tensor as it is stored: of the source's spec, contiguous, on the CPU.
 
     A value that was NaN or infinite in the stored source that this one derives from (an attention
-    mask, say) passes; a new one does not.
+    mask, say) passes; a new one does not, nor one in a tensor that the source changes.
 
     Raises:
-        NumericsError: a value became NaN or infinite, or does not fit the dtype.
+        NumericsError: a value became NaN or infinite, was so in a tensor that is changed, or does
+            not fit the dtype.
     """
     spec = source.specs[key]
     value = source.get(key)
@@ -56,9 +59,15 @@ def stored(source: TensorSource, key: str) -> Tensor:
         return result
     if not is_finite(result):
         origin = value if root is source else root.get(key)
-        if not torch.equal(_odd(result), _odd(origin)):
+        if changes(source, key) or not torch.equal(_odd(result), _odd(origin)):
             raise NumericsError(f"{source.name}: {_explain(value, spec.dtype, key)}")
     return result
+
+
+def changes(source: TensorSource, key: str) -> bool:
+    """Tell whether a source says that a tensor has other values there than where it is stored."""
+    asked: Callable[[str], bool] | None = getattr(source, "changes", None)
+    return asked is not None and asked(key)
 
 
 def _round(tensor: Tensor, dtype: str, key: str) -> Tensor:

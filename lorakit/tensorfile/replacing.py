@@ -4,7 +4,8 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +26,7 @@ _HINTS = {
     errno.ENOTDIR: "a part of the path is a file; choose another folder",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+_WAITS = (0.1, 0.2, 0.5, 1.0, 2.0) if os.name == "nt" else ()
 _QUOTA = getattr(errno, "EDQUOT", errno.ENOSPC)
 
 
@@ -96,10 +98,9 @@ def check_folder(
     place = _real(path)
     _check_inputs(path, place, inputs)
     for given in inputs:
-        real = Path(os.path.realpath(given))
-        if given.is_dir() and real in place.parents:
+        if given.is_dir() and lies_in(place, given):
             raise OutputError(f"{path} lies inside the input {given}; choose another folder.")
-        if place in real.parents:
+        if lies_in(Path(os.path.realpath(given)), place):
             raise OutputError(
                 f"{path} holds the input {given}; inputs are never replaced, choose another folder."
             )
@@ -118,6 +119,16 @@ def check_folder(
             "choose another folder, or empty this one."
         )
     return place
+
+
+def lies_in(inner: Path, outer: Path) -> bool:
+    """Tell whether a path, links followed, lies in a folder, whatever that is called on the way.
+
+    Names tell nothing where case or the spelling of accents does not count, as on macOS.
+    """
+    if not outer.exists():
+        return False
+    return any(parent.exists() and parent.samefile(outer) for parent in inner.parents)
 
 
 def check_space(path: Path, place: Path, needed: int) -> None:
@@ -157,7 +168,7 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
                     yield file
                     _copy_mode(path, temporary)
                     os.fsync(file.fileno())
-                temporary.replace(path)
+                _patiently(lambda: temporary.replace(path))
             _sync_folder(path.parent)
     finally:
         # What already went wrong is what has to be told.
@@ -190,20 +201,34 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 def _take_place(temporary: Path, path: Path) -> None:
     """Rename a folder to `path`; what was there before has the temporary name then, or is gone."""
     if not path.exists():
-        temporary.rename(path)
+        _patiently(lambda: temporary.rename(path))
         return
     if swap(temporary, path):
         return
     # For a moment neither is there. A run that is killed just then leaves the old folder under a
     # name that no later run removes.
     old = sibling(path).with_suffix(".old")
-    path.rename(old)
+    _patiently(lambda: path.rename(old))
     try:
-        temporary.rename(path)
+        _patiently(lambda: temporary.rename(path))
     finally:
         if not path.exists():
             old.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _patiently(step: Callable[[], object]) -> None:
+    """Try a step again while another program, a scanner of new files say, holds one of its files.
+
+    Only Windows keeps a file from being renamed because it is open.
+    """
+    for seconds in _WAITS:
+        try:
+            step()
+            return
+        except PermissionError:
+            time.sleep(seconds)
+    step()
 
 
 def _real(path: Path) -> Path:
@@ -225,7 +250,7 @@ def _real(path: Path) -> Path:
 
 def _check_inputs(path: Path, place: Path, inputs: Sequence[Path]) -> None:
     for given in inputs:
-        inside = given.is_dir() and Path(os.path.realpath(given)) in place.parents
+        inside = given.is_dir() and lies_in(place, given)
         if place.exists() and given.exists() and (inside or place.samefile(given)):
             where = "in the input" if inside else "the input"
             raise OutputError(

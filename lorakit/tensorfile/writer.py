@@ -11,7 +11,7 @@ from torch import Tensor
 from lorakit.compute import Compute
 from lorakit.errors import LorakitError, OutputError
 from lorakit.progress import Progress, silent
-from lorakit.tensorfile.casting import cast
+from lorakit.tensorfile.casting import cast, changes
 from lorakit.tensorfile.companions import companions
 from lorakit.tensorfile.copying import copy_extent
 from lorakit.tensorfile.header import Extent, Spec
@@ -256,6 +256,10 @@ class _Part:
     def get(self, key: str) -> Tensor:
         """Read a tensor."""
         return self.source.get(self.keys[key])
+
+    def changes(self, key: str) -> bool:
+        """Tell whether the source says that it changes a tensor."""
+        return changes(self.source, self.keys[key])
 
     def extent(self, key: str) -> Extent | None:
         """Tell where a tensor's bytes lie."""

@@ -137,6 +137,30 @@ def peft(
     return place
 
 
+TURNS: dict[str, tuple[dict[str, object], int, str]] = {
+    "terms without end": ({"num_cayley_neumann_terms": 10**9}, 6, "neumann_terms"),
+    "terms that are no number": ({"num_cayley_neumann_terms": "x"}, 6, "neumann_terms"),
+    "half a term": ({"num_cayley_neumann_terms": 2.5}, 6, "neumann_terms"),
+    "a bound that is no number": ({"coft": True, "eps": "x"}, 6, "eps"),
+    "a bound that is none of numbers": ({"coft": True, "eps": float("nan")}, 6, "eps"),
+    "numbers of no matrix": ({}, 5, "oft_R"),
+    "no numbers": ({}, 0, "oft_R"),
+}
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_rotations_that_cannot_be_made_are_refused(tmp_path: Path, name: str) -> None:
+    """PEFT's OFT stores numbers, of which the configuration says how they become rotations."""
+    config, numbers, word = TURNS[name]
+    tensors = {"base_model.model.unet.mid.to_q.oft_R.weight": torch.full((2, numbers), 0.01)}
+    place = peft(tmp_path, {"peft_type": "OFT", **config}, tensors)
+    begun = time.monotonic()
+    for command in (["inspect", place], ["convert", place, "--to", "kohya", "-o", tmp_path / "x"]):
+        words = refused(*command)
+        assert "peft" in words and word in words and ";" in words
+    assert time.monotonic() - begun < 5
+
+
 @pytest.mark.parametrize("rank", [0, -1, "x", 10**400, None])
 def test_a_rank_that_divides_by_nothing_is_refused(tmp_path: Path, rank: object) -> None:
     """PEFT divides by it where a LoKr has no factors."""
@@ -210,6 +234,34 @@ def test_a_recipe_of_a_thousand_inputs_hashes_each_file_once(
     begun = time.monotonic()
     check_plain(run("verify", "made.safetensors", "--lora-dir", "."))
     assert len(asked) == 1 and time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize("option", ["only", "exclude"])
+def test_a_pattern_of_a_recipe_that_takes_years_is_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """It comes with the names that it takes them for."""
+    monkeypatch.chdir(tmp_path)
+    key = f"lora_unet_{'a' * 60}b"
+    for place, strength in (("a.safetensors", 1), ("b.safetensors", 2)):
+        tensors = lora(key)
+        tensors[f"{key}.lora_up.weight"] *= strength
+        save_file(tensors, place)
+    made = Path("made.safetensors")
+    ran("extract", "a.safetensors", "b.safetensors", "-o", made, "--exclude", "x.*y.*z.*w.*")
+    assert run("verify", made).exit_code == 0, "one that a person may write is followed"
+    recipe = json.loads(metadata_of(made)["lorakit.recipe"])
+    for pattern in ("(a+)+$", "(?:a|aa)*$", r"(a*)(a*)\1$", "a*a*a*a*$"):
+        recipe["options"] = {"svd": "auto", option: [pattern]}
+        save_file(tensors_of(made), made, {"lorakit.recipe": json.dumps(recipe)})
+        begun = time.monotonic()
+        check_plain(run("verify", made))
+        words = refused("merge", "--recipe", made, "-o", "again.safetensors")
+        assert "can take very long" in words and time.monotonic() - begun < 5
+    long = lora(f"lora_unet_{'a' * 400}")
+    save_file(long, "a.safetensors")
+    words = refused("extract", "a.safetensors", "b.safetensors", "--only", "a.*b", "-o", "x.st")
+    assert "at most 300 letters" in words
 
 
 @pytest.mark.parametrize("kind", ["LoRA", "LoHa", "LoKr"])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given
@@ -377,3 +378,15 @@ def test_methods_come_back_from_a_recipe(into_lora: bool) -> None:
         assert set(said) <= {"method", *names}
         again = Method(name=said.pop("method"), **said)
         assert again.filled(into_lora=into_lora) == filled
+
+
+def test_an_input_is_found_however_its_accents_are_stored(folder: Path) -> None:
+    """Made on macOS, where they are apart from their letters, and repeated elsewhere."""
+    made, attic = folder / "made.safetensors", folder.parent / "attic"
+    attic.mkdir()
+    apart, joined = (normalize(form, "コピー機.safetensors") for form in ("NFD", "NFC"))
+    Path("a.safetensors").rename(apart)
+    ran("merge", apart, "-o", made)
+    Path(apart).rename(attic / joined)
+    ran("merge", "--recipe", made, "--lora-dir", attic, "-o", "again.safetensors")
+    assert same(Path("again.safetensors"), made)

@@ -76,6 +76,14 @@ WRONG = {
         lora(lora_up__weight=torch.full((8, 4), 1e300, dtype=torch.float64)),
         "infinity",
     ),
+    "a complex alpha": (lora(alpha=torch.tensor(1 + 0j)), "complex64"),
+    "an alpha of several numbers": (lora(alpha=torch.ones(4)), "one number"),
+    "an alpha of none": (lora(alpha=torch.ones(0)), "one number"),
+    "integers": (lora(lora_up__weight=torch.ones(8, 4).to(torch.int8)), "floats in up"),
+    "one number as a factor": (lora(lora_up__weight=torch.tensor(1.0)), "matrices"),
+    "a factor of nothing": (lora(lora_up__weight=torch.ones(8, 0)), "matrices"),
+    "a kernel in up": (lora(lora_up__weight=torch.ones(8, 4, 3, 3)), "1x1"),
+    "a matrix as bias": (lora(diff_b=torch.ones(3, 3)), "a vector"),
     "unequal ranks": (lora(lora_up__weight=torch.ones(8, 5)), "one rank"),
     "lone up": (lora(lora_down__weight=None), "no lora_down"),
     "lone alpha": (lora(lora_up__weight=None, lora_down__weight=None), "no lora_up"),
@@ -97,7 +105,7 @@ def test_tensors_that_make_no_lora_are_named(tmp_path: Path, name: str) -> None:
     words = refused("merge", file, "-o", out)
     assert "wrong.safetensors" in words
     assert NAME in words or "mid_block" in words
-    assert word in words
+    assert word in words and ";" in words, "it says what to do"
     assert not out.exists()
 
 
@@ -225,6 +233,34 @@ def test_wrong_usage_is_status_2(
     given = [argument.format(lora=sd15_lora) for argument in arguments]
     assert word in refused(*given, "-o", out, status=2)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert", "a.safetensors", "--to", "peft", "-o", ""],
+        ["merge", "a.safetensors", "-o", ""],
+        ["resize", "a.safetensors", "b.safetensors", "--rank", "1", "-o", ""],
+        ["metadata", "set", "a.safetensors", "x=y", "-o", ""],
+        ["inspect", ""],
+        ["inspect", "a.safetensors", "--html", ""],
+        ["compare", "a.safetensors", ""],
+        ["merge", "--prompt", "<lora:a:1>", "--lora-dir", "", "-o", "x.safetensors"],
+    ],
+)
+def test_no_name_is_not_the_current_folder(
+    sd15_lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    """As a script has it whose variable is not set."""
+    inputs = [tmp_path / "inputs" / f"{name}.safetensors" for name in "ab"]
+    inputs[0].parent.mkdir()
+    for file in inputs:
+        file.write_bytes(sd15_lora.read_bytes())
+    (empty := tmp_path / "empty").mkdir()
+    monkeypatch.chdir(empty)
+    given = [str(tmp_path / "inputs" / a) if a.endswith(".safetensors") else a for a in arguments]
+    assert "found an empty one" in refused(*given, status=2)
+    assert not list(empty.iterdir())
 
 
 def test_a_cut_that_leaves_nothing_and_a_difference_of_nothing(

@@ -116,6 +116,31 @@ def test_a_folder_comes_back_where_two_names_cannot_be_swapped(
     assert renames.count("rename") >= 2
 
 
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_file_that_a_scanner_holds_for_a_moment_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Windows renames no file that is open, and scanners open each new one."""
+    monkeypatch.setattr(replacing, "_WAITS", (0.0, 0.0))
+    out, failed = tmp_path / "out", []
+
+    def act(name: str) -> None:
+        if name == "replace" and len(failed) < times:
+            failed.append(name)
+            raise PermissionError(errno.EACCES, "in use")
+
+    def replace() -> None:
+        with watched(act), replaced_file(out) as file:
+            file.write(b"new")
+
+    if times > 2:
+        with pytest.raises(Exception, match="close programs"):
+            replace()
+    else:
+        replace()
+    assert [entry.name for entry in tmp_path.iterdir()] == (["out"] if times < 3 else [])
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Iterator[Path]:
     """Mount a file system of 1 MiB where this user may."""

@@ -24,6 +24,7 @@ NUMBERS = st.integers(-2, 40) | st.sampled_from([2**31, 2**53, 2**60, 2**63, 2**
 _DTYPES = (
     *(torch.float16, torch.float32, torch.bfloat16, torch.float64),
     *(torch.float8_e4m3fn, torch.float8_e5m2, torch.int64, torch.uint8, torch.bool),
+    torch.complex64,
 )
 _USUAL = (torch.float16, torch.float32)
 _VALUES = (0.0, 1.0, -0.5, 1e-8, 6e4, 3e38, float("inf"), float("nan"))
@@ -86,6 +87,7 @@ KINDS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     },
     "oft": {"oft_blocks": (3, 2, 2), "rescale": (_M, 1)},
     "boft": {"oft_blocks": (1, 3, 2, 2)},
+    "oft of peft": {"oft_R.weight": (3, 6)},
     "ia3": {"weight": (_M,), "on_input": ()},
     "full": {"diff": (_M, _N), "diff_b": (_M,)},
     "norm": {"w_norm": (_M,), "b_norm": (_M,)},
@@ -94,6 +96,18 @@ KINDS: Mapping[str, Mapping[str, tuple[int, ...]]] = {
 
 
 _REFUSED = tuple(f"{LAYERS[0]}.{role}" for role in ("q_layer.weight", "reshape_weight", "alpha"))
+
+
+@st.composite
+def in_one_dtype(draw: st.DrawFn, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, or all factors and weights in another dtype."""
+    if draw(st.integers(0, 4)):
+        return dict(found)
+    dtype = draw(st.sampled_from(_DTYPES))
+    return {
+        key: tensor.to(dtype) if tensor.ndim and tensor.is_floating_point() else tensor
+        for key, tensor in found.items()
+    }
 
 
 @st.composite
@@ -114,7 +128,7 @@ def lora_tensors(draw: st.DrawFn, known: bool = False) -> dict[str, Tensor]:
             found[draw(st.sampled_from(_REFUSED) | TEXT)] = found.pop(key)
         elif change == "replace":
             found[key] = draw(tensors())
-    return found
+    return draw(in_one_dtype(found))
 
 
 _UNET, _CLIP = "model.diffusion_model.", "cond_stage_model.transformer.text_model."
@@ -165,7 +179,7 @@ def checkpoint_tensors(draw: st.DrawFn) -> dict[str, Tensor]:
         found.pop(key, None)
     for key in draw(st.lists(TEXT, max_size=1)):
         found[key] = draw(tensors())
-    return found
+    return draw(in_one_dtype(found))
 
 
 METADATA_KEYS = (
@@ -175,6 +189,7 @@ METADATA_KEYS = (
     *("sshs_legacy_hash", "modelspec.hash_sha256", "lora_adapter_metadata", "format"),
     *("ss_base_model_version", "lorakit.recipe", "_quantization_metadata"),
 )
+_PEFT_TYPES = ("LORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT")
 _PEFT_VALUES = NUMBERS | st.sampled_from(
     [1, 2, 4.0, None, True, "none", {}, {"to_q": 3}, {"^a$": 1}]
 )
@@ -183,8 +198,7 @@ _PEFT_VALUES = NUMBERS | st.sampled_from(
 @st.composite
 def peft_configs(draw: st.DrawFn) -> dict[str, Any]:
     """PEFT's adapter_config.json."""
-    plain = {"peft_type": draw(st.sampled_from(["LORA", "LOHA", "LOKR", "IA3"])), "r": 2,
-             "lora_alpha": 2}  # fmt: skip
+    plain = {"peft_type": draw(st.sampled_from(_PEFT_TYPES)), "r": 2, "lora_alpha": 2}
     patterns = st.dictionaries(
         st.sampled_from(["to_q", "^unet", ".*", "(a+)+$", "(", r"\d+", "proj_in"]) | ANY_TEXT,
         _PEFT_VALUES, max_size=3,
@@ -198,6 +212,10 @@ def peft_configs(draw: st.DrawFn) -> dict[str, Any]:
             "alpha": _PEFT_VALUES,
             "alpha_pattern": patterns | JSON,
             "rank_pattern": patterns | JSON,
+            "num_cayley_neumann_terms": _PEFT_VALUES,
+            "use_cayley_neumann": JSON,
+            "coft": JSON,
+            "eps": _PEFT_VALUES,
             "use_rslora": JSON,
             "use_dora": JSON,
             "bias": st.sampled_from(["none", "all"]) | JSON,

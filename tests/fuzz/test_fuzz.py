@@ -47,6 +47,7 @@ from lorakit.names.presets import parse_presets_file
 from lorakit.names.sdxl import SDXL
 from lorakit.names.specs import format_lora, parse_lora, parse_model, parse_sum
 from lorakit.names.tags import parse_prompt, parse_tag
+from lorakit.saving import save_model
 from lorakit.tensorfile.quantised import dequantised
 from lorakit.tensorfile.source import DictSource
 from tests.fuzz.pickled import checkpoints
@@ -199,6 +200,7 @@ def test_models(tensors: dict[str, Tensor], other: dict[str, Tensor], told: dict
         applied, _ = apply(source, [(lora, 1.0)], allow_unmatched=True, compute=COMPUTE)
         for key in applied.specs:
             applied.get(key)
+        save_model(folder() / "model.safetensors", applied, overwrite=True, compute=COMPUTE)
     with refusing():
         rule = RankRule(rank=1)
         extract(source, DictSource({**tensors, **other}), rule=rule, allow_unmatched=True,

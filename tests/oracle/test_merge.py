@@ -9,6 +9,7 @@ from torch import Tensor
 
 import lorakit
 from lorakit.linalg.ranks import RankRule
+from lorakit.methods.method import Method
 from tests import reference
 from tests.helpers import (
     FP16,
@@ -50,6 +51,23 @@ def test_the_sum_survives_the_way_to_disk_in_fp16(pair: tuple[Path, Path], tmp_p
         assert worst_error(found, exact) < FP16
 
     reference.negative_control(check, torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("dtype", ["fp8_e4m3fn", "fp8_e5m2"])
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_loras_in_fp8_are_merged_like_others(
+    pair: tuple[Path, Path], tmp_path: Path, dtype: str, method: str
+) -> None:
+    small, wide = tmp_path / "small.safetensors", tmp_path / "wide.safetensors"
+    ran("merge", pair[0], "-o", small, "--dtype", dtype)
+    ran("convert", small, "-o", wide, "--dtype", "fp32")
+    found, _ = lorakit.merge(_stack(small, pair[1]), method=Method(name=method))
+    expected, _ = lorakit.merge(_stack(wide, pair[1]), method=Method(name=method))
+    assert worst_error(dense(found), dense(expected)) < FP32
+
+
+def _stack(*paths: Path) -> list[tuple[lorakit.LoraFile, float]]:
+    return [(lorakit.load_lora(path), 1.0) for path in paths]
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0, -1.0])

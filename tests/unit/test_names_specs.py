@@ -1,5 +1,7 @@
 """The command line's LORA and MODEL strings, and the web UI's tags."""
 
+from unicodedata import normalize
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -249,6 +251,15 @@ def test_a_name_is_a_files_stem_in_any_subfolder(folder):
     assert find_lora("style", folder) == str(folder / "style.safetensors")
     assert find_lora("other.v1", folder) == str(folder / "sub" / "other.v1.safetensors")
     assert find_lora("old", folder) == str(folder / "old.ckpt")
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+def test_a_name_with_accents_is_found_however_they_are_stored(folder, stored):
+    """What was packed on macOS has them apart from their letters: ピ is ヒ and a ring."""
+    file = folder / f"{normalize(stored, 'コピー機é')}.safetensors"
+    file.touch()
+    for typed in ("NFC", "NFD"):
+        assert find_lora(normalize(typed, "コピー機é"), folder) == str(file)
 
 
 @pytest.mark.parametrize("name", ["styl", "style.safetensors", "other", "sub", "*", ""])

@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
@@ -10,7 +11,7 @@ from lorakit.errors import OutputError
 from lorakit.tensorfile import replacing
 from lorakit.tensorfile.filenames import no_file_on_windows
 from lorakit.tensorfile.leftovers import sibling
-from tests.helpers import refused
+from tests.helpers import ran, refused
 
 FILES = (
     "out.safetensors",
@@ -100,3 +101,38 @@ def test_an_input_in_another_case_is_the_input(
     out, given = Insensitive(tmp_path / "STYLE.safetensors"), tmp_path / "style.safetensors"
     with pytest.raises(OutputError, match="inputs are never replaced"):
         replacing.check_file(out, overwrite=True, inputs=[given])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need a right on Windows")
+def test_an_input_in_a_folder_of_another_spelling_is_in_it(
+    sd15_lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS, where no function tells that two spellings are one folder; here a link does."""
+    given = tmp_path / "style" / "new"
+    given.mkdir(parents=True)
+    (tmp_path / "STYLE").symlink_to("style")
+    mine = given / "a.safetensors"
+    mine.write_bytes(sd15_lora.read_bytes())
+    monkeypatch.setattr(replacing.os.path, "realpath", str)
+    out = tmp_path / "STYLE" / "new"
+    with pytest.raises(OutputError, match="holds the input"):
+        replacing.check_folder(out, overwrite=True, inputs=[mine], names=["a.safetensors"])
+    with pytest.raises(OutputError, match="lies inside the input"):
+        replacing.check_folder(out / "x", overwrite=True, inputs=[given], names=[])
+    with pytest.raises(OutputError, match="in the input"):
+        replacing.check_file(out / mine.name, overwrite=True, inputs=[given])
+    other = tmp_path / "style-2"
+    assert replacing.check_folder(other, overwrite=True, inputs=[mine], names=[]) == other
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need a right on Windows")
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_what_is_repeated_is_not_written_over_by_its_other_name(
+    sd15_lora: Path, tmp_path: Path, link: Callable[[Path, Path], None]
+) -> None:
+    made, other = tmp_path / "made.safetensors", tmp_path / "MADE.safetensors"
+    ran("merge", sd15_lora, "-o", made)
+    link(made, other)
+    for out in (made, other):
+        words = refused("merge", "--recipe", made, "-o", out, "--overwrite")
+        assert "is what is repeated" in words
