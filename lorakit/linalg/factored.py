@@ -352,10 +352,11 @@ def numerical_rank(s: Tensor, shape: tuple[int, int], *, reference: float | None
     return min(int((s.double() > floor).sum()), *shape)
 
 
-def balanced(found: Svd, rank: int) -> Factors:
-    """Return the leading directions as factors of equal norms: √s on both sides."""
-    root = found.s[:rank].sqrt().to(found.u.dtype)
-    return Factors(up=found.u[:, :rank] * root, down=(found.v[:, :rank] * root).T.contiguous())
+def balanced(found: Svd, rank: int, *, size: float = 1.0) -> Factors:
+    """Return the leading directions as factors of equal norms in fp32: √s · size on both sides."""
+    root = (found.s[:rank].sqrt() * size).float()
+    up, down = found.u[:, :rank].float() * root, found.v[:, :rank].float() * root
+    return Factors(up=up, down=down.T.contiguous())
 
 
 def double(tensor: Tensor) -> Tensor:

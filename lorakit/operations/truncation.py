@@ -143,14 +143,12 @@ def _within_size(
 
 
 def _adapter(piece: Piece, found: Svd, rank: int, alpha: float | None) -> Lora:
-    factors = balanced(found, rank)
-    up, down = factors.up.float(), factors.down.float().reshape(rank, *piece.shape[1:])
+    stored = float(rank) if alpha is None else alpha
+    factors = balanced(found, rank, size=math.sqrt(rank / abs(stored)))
+    up, down = factors.up, factors.down.reshape(rank, *piece.shape[1:])
     if len(piece.shape) > 2:
         up = up.reshape(up.shape[0], rank, *(1 for _ in piece.shape[2:]))
-    stored = float(rank) if alpha is None else alpha
-    if stored != rank:
-        factor = math.sqrt(rank / abs(stored))
-        up, down = up * math.copysign(factor, stored), down * factor
+    up = -up if stored < 0 else up
     return Lora(up=up, down=down, alpha=stored)
 
 
