@@ -9,6 +9,8 @@ import synthetic
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.helpers import few, slim
+
 FACTOR = 32
 
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -66,15 +68,19 @@ def make_folder(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
 
 @pytest.fixture(scope="session")
 def make_lora(tmp_path_factory: pytest.TempPathFactory) -> MakeLora:
-    """Return `make(architecture, *, <options of synthetic.lora_tensors>)`: a cached file."""
+    """Return `make(architecture, *, every, <options of synthetic.lora_tensors>)`: a cached file.
+
+    `every` keeps one module of so many: the same work for every layer, and less of it.
+    """
     made: dict[str, Path] = {}
     folder = tmp_path_factory.mktemp("loras")
 
-    def make(architecture: str, **options: object) -> Path:
-        name = repr((architecture, sorted(options.items())))
+    def make(architecture: str, *, every: int = 1, **options: object) -> Path:
+        name = repr((architecture, every, sorted(options.items())))
         if name not in made:
             path = folder / f"{architecture}-{len(made)}.safetensors"
             tensors = synthetic.lora_tensors(architecture, factor=FACTOR, **options)
+            tensors = few(tensors, every=every)
             told = {k: options[k] for k in ("rank", "alpha", "conv") if k in options}
             metadata = synthetic.lora_metadata(architecture, **told)
             made[name] = synthetic.write_lora(path, tensors, metadata)
@@ -137,7 +143,21 @@ def sdxl_lora(make_lora: MakeLora) -> Path:
     return make_lora("sdxl", rank=4, alpha=2)
 
 
-@pytest.fixture(scope="session", params=synthetic.DIALECTS)
-def sdxl_lora_any_dialect(make_lora: MakeLora, request: pytest.FixtureRequest) -> Path:
-    """Return the LoRA of `sdxl_lora`, once in every dialect."""
-    return make_lora("sdxl", dialect=request.param, rank=4, alpha=2)
+@pytest.fixture(scope="session")
+def slim_lora(make_lora: MakeLora) -> Path:
+    """Return every third module of `sd15_lora`, of all blocks and of the text encoder."""
+    return make_lora("sd1", rank=4, alpha=2, every=3)
+
+
+@pytest.fixture(scope="session")
+def slim_sdxl_lora(make_lora: MakeLora) -> Path:
+    """Return every fifth module of `sdxl_lora`, of all blocks and of both text encoders."""
+    return make_lora("sdxl", rank=4, alpha=2, every=5)
+
+
+@pytest.fixture(scope="session")
+def slim_tuned(sd15: Path, sd15_tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return `sd15` with every third layer of those fine-tuned that `sd15_tuned` changes."""
+    path = tmp_path_factory.mktemp("slim") / "tuned.safetensors"
+    path.write_bytes(sd15_tuned.read_bytes())
+    return slim(sd15, path)

@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import synthetic
 import torch
 from click.testing import CliRunner, Result
+from realnames import trainable_keys
 from safetensors import safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from lorakit.cli import lorakit
@@ -32,6 +35,32 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
 def metadata_of(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
         return file.metadata() or {}
+
+
+def few(tensors: dict[str, Tensor], *, every: int = 5) -> dict[str, Tensor]:
+    """Keep one module in `every`, of all blocks and of the text encoders."""
+    modules = sorted({key.partition(".lora_")[0].removesuffix(".alpha") for key in tensors})
+    kept = set(modules[::every])
+    return {
+        key: tensor
+        for key, tensor in tensors.items()
+        if key.partition(".lora_")[0].removesuffix(".alpha") in kept
+    }
+
+
+def slim_layout(architecture: str, *, factor: int = 32) -> dict[str, tuple[int, ...]]:
+    """Return the layout of a single file with one in eight of the tensors that no LoRA changes."""
+    layout, changed = synthetic.single_file(architecture, factor=factor), trainable_keys()
+    kept = {*changed, *[key for key in layout if key not in changed][::8]}
+    return {key: shape for key, shape in layout.items() if key in kept}
+
+
+def slim(base: Path, tuned: Path, *, every: int = 3) -> Path:
+    """Leave in `tuned` one changed tensor in `every`; the others are again as in `base`."""
+    # Not mapped into memory: the file is written over.
+    before, after = (load(path.read_bytes()) for path in (base, tuned))
+    changed = [key for key in sorted(before) if not torch.equal(before[key], after[key])]
+    return synthetic.write_lora(tuned, before | {key: after[key] for key in changed[::every]})
 
 
 def dense(lora: LoraFile | Path) -> dict[str, Tensor]:

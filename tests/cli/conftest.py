@@ -7,18 +7,11 @@ import pytest
 import synthetic
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from tests.cli.inputs import FACE
-from tests.helpers import ran, tensors_of
+from tests.helpers import few, ran, slim, slim_layout, tensors_of
 
 FACTOR = 32
-
-
-def few(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keep every fifth module, of all blocks and of the text encoder."""
-    modules = sorted({key.partition(".lora_")[0].removesuffix(".alpha") for key in tensors})[::5]
-    return {key: tensor for key, tensor in tensors.items() if key.startswith(tuple(modules))}
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +28,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("peft-a", "peft-b")):
         tensors = synthetic.lora_tensors("sd1", dialect="peft", rank=3, seed=seed, factor=FACTOR)
         synthetic.write_peft_folder(folder / name, few(tensors), rank=3)
-    layout = synthetic.single_file("sd1", factor=FACTOR)
+    layout = slim_layout("sd1", factor=FACTOR)
     synthetic.write_checkpoint(folder / "base.safetensors", layout)
     synthetic.write_tuned(folder / "tuned.safetensors", layout)
+    slim(folder / "base.safetensors", folder / "tuned.safetensors")
     parts = ["--as", "dora", "--rank", 2, "--only", "OUT0[3-4]"]
     models = [folder / f"{name}.safetensors" for name in ("base", "tuned")]
     ran("extract", *models, *parts, "-o", folder / "dora.safetensors")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import synthetic
 
-from tests.helpers import ran, refused, run
+from tests.helpers import few, ran, refused, run, slim
 
 
 @pytest.fixture
@@ -14,9 +14,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     layout = synthetic.single_file("sd1", factor=32)
     synthetic.write_checkpoint(tmp_path / "base.safetensors", layout)
     synthetic.write_tuned(tmp_path / "tuned.safetensors", layout)
+    slim(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
     for seed, name in enumerate(("style", "character", "third")):
         tensors = synthetic.lora_tensors("sd1", rank=4 + seed, seed=seed, factor=32)
-        synthetic.write_lora(tmp_path / f"{name}.safetensors", tensors)
+        synthetic.write_lora(tmp_path / f"{name}.safetensors", few(tensors, every=3))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -80,69 +80,69 @@ def compared(body: dict[str, Any]) -> dict[str, Any]:
     return body | {name: [] for name in SAME_AS_TOTAL}
 
 
-def test_writing_commands(sd15: Path, sd15_tuned: Path, sd15_lora: Path, tmp_path: Path) -> None:
+def test_writing_commands(sd15: Path, slim_tuned: Path, slim_lora: Path, tmp_path: Path) -> None:
     out = ["-o", tmp_path / "a.safetensors", "--overwrite"]
-    against = ["resize", sd15_lora, "--against", sd15, "--threshold", -2.4]
+    against = ["resize", slim_lora, "--against", sd15, "--threshold", -2.4]
     bodies = [
-        ran("merge", f"{sd15_lora}:0.5", "--verify", *out),
-        ran("merge", sd15_lora, sd15_lora, "--analyze", *out),
-        ran("merge", sd15_lora, "--into", sd15, "--verify", *out),
-        ran("merge", sd15_lora, "--dry-run", *out),
-        ran("extract", sd15, sd15_tuned, "--rank", 2, *out),
+        ran("merge", f"{slim_lora}:0.5", "--verify", *out),
+        ran("merge", slim_lora, slim_lora, "--analyze", *out),
+        ran("merge", slim_lora, "--into", sd15, "--verify", *out),
+        ran("merge", slim_lora, "--dry-run", *out),
+        ran("extract", sd15, slim_tuned, "--rank", 2, *out),
         ran(*against, *out),
-        ran("cut-blocks", sd15_lora, "--keep", "MID", *out),
-        ran("convert", sd15_lora, "--to", "diffusers", *out),
+        ran("cut-blocks", slim_lora, "--keep", "MID", *out),
+        ran("convert", slim_lora, "--to", "diffusers", *out),
     ]
     foreign = {**ran(*against, *out), "unmatched": ["a: key"], "lost": {"key": 0.5}}
     # What compare prints has a section of its own.
     told([{**one, "analysis": one["analysis"] and {}} for one in (*bodies, foreign)],
          "Writing commands")  # fmt: skip
     (analysis,) = (one["analysis"] for one in bodies if one["analysis"])
-    assert analysis == ran("compare", sd15_lora, sd15_lora)
+    assert analysis == ran("compare", slim_lora, slim_lora)
 
 
-def test_inspect(sd15: Path, sd15_lora: Path, tmp_path: Path) -> None:
-    found = ran("inspect", sd15_lora, "--against", sd15, "--spectrum")
-    header, model = ran("inspect", sd15_lora), ran("inspect", sd15)
+def test_inspect(sd15: Path, slim_lora: Path, tmp_path: Path) -> None:
+    found = ran("inspect", slim_lora, "--against", sd15, "--spectrum")
+    header, model = ran("inspect", slim_lora), ran("inspect", sd15)
     odd = {name: ["a"] for name in ("dead", "unmeasured", "not_finite", "unclaimed", "unmatched")}
     told(
         [found, header, {**model, "architecture": None}, {**found, **odd, "faults": ["a"]}],
         "inspect",
     )
-    several = json.loads(run("inspect", sd15_lora, sd15, "--json").stdout)
+    several = json.loads(run("inspect", slim_lora, sd15, "--json").stdout)
     assert several == [header, model], "a list of what each gives alone"
 
 
 def test_compare(
-    sd15: Path, sd15_tuned: Path, sd15_lora: Path, make_lora: Callable[..., Path], tmp_path: Path
+    sd15: Path, slim_tuned: Path, slim_lora: Path, make_lora: Callable[..., Path], tmp_path: Path
 ) -> None:
     other = make_lora("sd1", rank=4, alpha=2, seed=3)
     cut, mix = tmp_path / "cut.safetensors", tmp_path / "mix.safetensors"
-    ran("cut-blocks", sd15_lora, "--keep", "MID,OUT03", "-o", cut)
-    ran("resize", sd15_lora, "--rank", 1, "-o", tmp_path / "small.safetensors")
-    ran("merge", f"{sd15_lora}:0.4", f"{other}:0.5", "-o", mix)
+    ran("cut-blocks", slim_lora, "--keep", "MID,OUT03", "-o", cut)
+    ran("resize", slim_lora, "--rank", 1, "-o", tmp_path / "small.safetensors")
+    ran("merge", f"{slim_lora}:0.4", f"{other}:0.5", "-o", mix)
     bodies = [
-        ran("compare", sd15_lora, cut, "--rank", 2),
-        ran("compare", sd15_lora, tmp_path / "small.safetensors"),
-        ran("compare", sd15_lora, other, mix),
-        ran("compare", sd15, sd15_tuned, f"{sd15}+{sd15_lora}"),
-        ran("compare", sd15, sd15_tuned),
+        ran("compare", slim_lora, cut, "--rank", 2),
+        ran("compare", slim_lora, tmp_path / "small.safetensors"),
+        ran("compare", slim_lora, other, mix),
+        ran("compare", sd15, slim_tuned, f"{sd15}+{slim_lora}"),
+        ran("compare", sd15, slim_tuned),
     ]
     told([{**compared(one), "notes": ["a"]} for one in bodies], "compare")
 
 
-def test_metadata(sd15_lora: Path, tmp_path: Path) -> None:
+def test_metadata(slim_lora: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.safetensors"
-    shown = [ran("metadata", "show", sd15_lora)]
+    shown = [ran("metadata", "show", slim_lora)]
     edits = [
-        ran("metadata", "set", sd15_lora, "a=b", "-o", out),
+        ran("metadata", "set", slim_lora, "a=b", "-o", out),
         ran("metadata", "remove", out, "a", "--in-place"),
         ran("metadata", "hash", out, "--in-place"),
     ]
     told(shown, "metadata show")
     told(edits, "metadata set, remove, hash --in-place")
-    told([ran("metadata", "hash", sd15_lora)], "metadata hash")
-    same = lorakit.edit_metadata(sd15_lora, values={"a": "b"}, output=out, overwrite=True)
+    told([ran("metadata", "hash", slim_lora)], "metadata hash")
+    same = lorakit.edit_metadata(slim_lora, values={"a": "b"}, output=out, overwrite=True)
     assert same.as_dict() == edits[0]
     assert lorakit.edit_metadata(out, remove=["a"]).as_dict() == edits[1]
     assert lorakit.edit_metadata(out, hashes=True).as_dict() == edits[2]
@@ -158,38 +158,38 @@ WRITTEN = ("output", "output_bytes", "verified", "plan", "analysis")
     "name", ["merge", "into", "extract", "subtract", "resize", "against", "cut", "convert"]
 )
 def test_a_command_prints_the_report_that_python_gets(
-    name: str, sd15: Path, sd15_tuned: Path, sd15_lora: Path, tmp_path: Path
+    name: str, sd15: Path, slim_tuned: Path, slim_lora: Path, tmp_path: Path
 ) -> None:
     lora, base, tuned = (
-        lorakit.load_lora(sd15_lora),
+        lorakit.load_lora(slim_lora),
         lorakit.open_source(sd15),
-        lorakit.open_source(sd15_tuned),
+        lorakit.open_source(slim_tuned),
     )
     rule = RankRule(rank=2)
     cases: dict[str, tuple[list[object], Any]] = {
-        "merge": (["merge", f"{sd15_lora}:0.5"], lambda: lorakit.merge([(lora, 0.5)])),
-        "into": (["merge", sd15_lora, "--into", sd15], lambda: lorakit.apply(base, [(lora, 1.0)])),
+        "merge": (["merge", f"{slim_lora}:0.5"], lambda: lorakit.merge([(lora, 0.5)])),
+        "into": (["merge", slim_lora, "--into", sd15], lambda: lorakit.apply(base, [(lora, 1.0)])),
         "extract": (
-            ["extract", sd15, sd15_tuned, "--rank", 2],
+            ["extract", sd15, slim_tuned, "--rank", 2],
             lambda: lorakit.extract(base, tuned, rule=rule, choice=lorakit.Choice(convs=False)),
         ),
         "subtract": (
-            ["extract", f"{sd15_lora}:0.5", sd15_lora],
+            ["extract", f"{slim_lora}:0.5", slim_lora],
             lambda: lorakit.subtract([(lora, 0.5)], [(lora, 1.0)], dialect="kohya"),
         ),
-        "resize": (["resize", sd15_lora, "--rank", 2], lambda: lorakit.resize(lora, rule=rule)),
+        "resize": (["resize", slim_lora, "--rank", 2], lambda: lorakit.resize(lora, rule=rule)),
         "against": (
-            ["resize", sd15_lora, "--against", sd15, "--threshold", -2.4],
+            ["resize", slim_lora, "--against", sd15, "--threshold", -2.4],
             lambda: lorakit.resize(lora, rule=RankRule(threshold=-2.4), against=base),
         ),
         "cut": (
-            ["cut-blocks", sd15_lora, "--drop", "BASE"],
+            ["cut-blocks", slim_lora, "--drop", "BASE"],
             lambda: lorakit.cut_blocks(
                 lora, blocks={b: float(b != "BASE") for b in lora.blocks.blocks}
             ),
         ),
         "convert": (
-            ["convert", sd15_lora, "--to", "diffusers"],
+            ["convert", slim_lora, "--to", "diffusers"],
             lambda: lorakit.convert(lora, dialect="diffusers"),
         ),
     }
@@ -203,31 +203,31 @@ def test_a_command_prints_the_report_that_python_gets(
 
 
 def test_inspect_and_compare_print_what_python_gets(
-    sd15: Path, sd15_tuned: Path, sd15_lora: Path
+    sd15: Path, slim_tuned: Path, slim_lora: Path
 ) -> None:
-    lora = lorakit.load_lora(sd15_lora)
-    base, tuned = lorakit.open_source(sd15), lorakit.open_source(sd15_tuned)
-    looked = lorakit.inspect(sd15_lora, blocks=True, spectrum=True, against=base)
+    lora = lorakit.load_lora(slim_lora)
+    base, tuned = lorakit.open_source(sd15), lorakit.open_source(slim_tuned)
+    looked = lorakit.inspect(slim_lora, blocks=True, spectrum=True, against=base)
     pairs = [
-        (looked, ["inspect", sd15_lora, "--spectrum", "--against", sd15]),
-        (lorakit.inspect(sd15_lora), ["inspect", sd15_lora]),
+        (looked, ["inspect", slim_lora, "--spectrum", "--against", sd15]),
+        (lorakit.inspect(slim_lora), ["inspect", slim_lora]),
         (
             lorakit.compare([(lora, 0.7), (lora, -1.0)]),
-            ["compare", f"{sd15_lora}:0.7", f"{sd15_lora}:-1"],
+            ["compare", f"{slim_lora}:0.7", f"{slim_lora}:-1"],
         ),
-        (lorakit.compare_models([base, tuned]), ["compare", sd15, sd15_tuned]),
+        (lorakit.compare_models([base, tuned]), ["compare", sd15, slim_tuned]),
     ]
     for found, arguments in pairs:
         assert json.loads(json.dumps(found.as_dict())) == ran(*arguments), arguments
 
 
 def test_several_loras_give_a_list_of_what_each_gives_alone(
-    sd15_lora: Path, tmp_path: Path
+    slim_lora: Path, tmp_path: Path
 ) -> None:
     twin = tmp_path / "twin.safetensors"
-    twin.write_bytes(sd15_lora.read_bytes())
-    done = run("resize", sd15_lora, twin, "--rank", 2, "-o", tmp_path / "all", "--json")
-    alone = ran("resize", sd15_lora, "--rank", 2, "-o", tmp_path / "one.safetensors")
+    twin.write_bytes(slim_lora.read_bytes())
+    done = run("resize", slim_lora, twin, "--rank", 2, "-o", tmp_path / "all", "--json")
+    alone = ran("resize", slim_lora, "--rank", 2, "-o", tmp_path / "one.safetensors")
     reports = json.loads(done.stdout)
     assert done.stdout.count("\n") == 1 and len(reports) == 2
     assert all(without(one, "output") == without(alone, "output") for one in reports)

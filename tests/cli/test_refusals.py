@@ -141,24 +141,24 @@ def test_what_is_not_there_or_is_no_file(tmp_path: Path) -> None:
 
 
 def test_a_lora_is_no_model_and_a_model_no_lora(
-    sd15: Path, sd15_lora: Path, tmp_path: Path
+    sd15: Path, slim_lora: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.safetensors"
     assert sd15.name in refused("merge", sd15, "-o", out)
-    assert sd15_lora.name in refused("merge", sd15_lora, "--into", sd15_lora, "-o", out)
+    assert slim_lora.name in refused("merge", slim_lora, "--into", slim_lora, "-o", out)
     assert "needs two models, or two LoRAs" in refused(
-        "extract", sd15, sd15_lora, "-o", out, status=2
+        "extract", sd15, slim_lora, "-o", out, status=2
     )
     assert not out.exists()
 
 
 def test_another_architecture_is_refused_by_name(
-    sd15: Path, sd2: Path, sdxl: Path, sd15_lora: Path, sdxl_lora: Path, tmp_path: Path
+    sd15: Path, sd2: Path, sdxl: Path, slim_lora: Path, sdxl_lora: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.safetensors"
-    words = refused("merge", sd15_lora, "--into", sdxl, "-o", out)
+    words = refused("merge", slim_lora, "--into", sdxl, "-o", out)
     assert "SDXL" in words and "1.x" in words
-    assert "SDXL" in refused("merge", sd15_lora, sdxl_lora, "-o", out)
+    assert "SDXL" in refused("merge", slim_lora, sdxl_lora, "-o", out)
     assert "2.x" in refused("extract", sd15, sd2, "-o", out)
     assert not out.exists()
 
@@ -177,10 +177,10 @@ def test_layers_without_a_place_are_listed_and_counted(
 
 
 def test_an_output_is_never_an_input_and_replaced_only_when_asked(
-    sd15: Path, sd15_lora: Path, tmp_path: Path
+    sd15: Path, slim_lora: Path, tmp_path: Path
 ) -> None:
     mine = tmp_path / "mine.safetensors"
-    mine.write_bytes(sd15_lora.read_bytes())
+    mine.write_bytes(slim_lora.read_bytes())
     link = tmp_path / "link.safetensors"
     link.symlink_to(mine)
     before = mine.read_bytes()
@@ -197,7 +197,7 @@ def test_an_output_is_never_an_input_and_replaced_only_when_asked(
     assert "--overwrite" in refused("merge", mine, "-o", other)
     assert other.read_bytes() == b"precious"
     ran("merge", mine, "-o", other, "--overwrite")
-    words = refused("merge", sd15_lora, "--into", sd15, "-o", sd15, "--overwrite")
+    words = refused("merge", slim_lora, "--into", sd15, "-o", sd15, "--overwrite")
     assert "input" in words
 
 
@@ -227,10 +227,10 @@ def test_an_output_is_never_an_input_and_replaced_only_when_asked(
     ],
 )
 def test_wrong_usage_is_status_2(
-    sd15_lora: Path, tmp_path: Path, arguments: list[str], word: str
+    slim_lora: Path, tmp_path: Path, arguments: list[str], word: str
 ) -> None:
     out = tmp_path / "out.safetensors"
-    given = [argument.format(lora=sd15_lora) for argument in arguments]
+    given = [argument.format(lora=slim_lora) for argument in arguments]
     assert word in refused(*given, "-o", out, status=2)
     assert not out.exists()
 
@@ -264,16 +264,16 @@ def test_no_name_is_not_the_current_folder(
 
 
 def test_a_cut_that_leaves_nothing_and_a_difference_of_nothing(
-    sd15_lora: Path, sd15: Path, tmp_path: Path
+    slim_lora: Path, sd15: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.safetensors"
-    assert "nothing is left" in refused("cut-blocks", sd15_lora, "--preset", "NONE", "-o", out)
-    assert "Nothing is left" in refused("extract", sd15_lora, sd15_lora, "-o", out)
+    assert "nothing is left" in refused("cut-blocks", slim_lora, "--preset", "NONE", "-o", out)
+    assert "Nothing is left" in refused("extract", slim_lora, slim_lora, "-o", out)
     assert "both sides" in refused("extract", sd15, sd15, "-o", out, status=2)
     assert not out.exists()
 
 
-def test_no_device_or_pipe_is_replaced(sd15_lora: Path, tmp_path: Path) -> None:
+def test_no_device_or_pipe_is_replaced(slim_lora: Path, tmp_path: Path) -> None:
     """Root may rename a file to /dev/null; a link to a device is that device."""
     if not hasattr(os, "mkfifo"):
         pytest.skip("no pipes in the file system here")
@@ -284,18 +284,18 @@ def test_no_device_or_pipe_is_replaced(sd15_lora: Path, tmp_path: Path) -> None:
     os.mkfifo(page)
     for out in (pipe, link):
         for command in (
-            ["merge", sd15_lora, "-o", out],
-            ["metadata", "set", sd15_lora, "a=b", "-o", out],
-            ["convert", sd15_lora, "--to", "peft", "-o", out],
+            ["merge", slim_lora, "-o", out],
+            ["metadata", "set", slim_lora, "a=b", "-o", out],
+            ["convert", slim_lora, "--to", "peft", "-o", out],
         ):
             assert "found a" in refused(*command, "--overwrite")
-    assert "device or a pipe" in refused("inspect", sd15_lora, "--html", page, "--overwrite")
+    assert "device or a pipe" in refused("inspect", slim_lora, "--html", page, "--overwrite")
     assert pipe.is_fifo() and page.is_fifo() and link.is_symlink()
 
 
-def test_presets_are_a_text_of_some_size(sd15_lora: Path, tmp_path: Path) -> None:
+def test_presets_are_a_text_of_some_size(slim_lora: Path, tmp_path: Path) -> None:
     presets, out = tmp_path / "presets.txt", tmp_path / "out.safetensors"
-    command = ["merge", sd15_lora, "-o", out, "--presets-file", presets]
+    command = ["merge", slim_lora, "-o", out, "--presets-file", presets]
     presets.write_bytes(b"\xff\xfeA\0:\0")
     assert "UTF-8" in refused(*command)
     with open(presets, "wb") as file:

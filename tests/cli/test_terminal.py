@@ -84,10 +84,10 @@ def test_into_a_pipe_a_sentence_is_one_line(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out.count("\n") == 1
 
 
-def test_names_are_text_and_no_markup(sd15_lora: Path, tmp_path: Path) -> None:
+def test_names_are_text_and_no_markup(slim_lora: Path, tmp_path: Path) -> None:
     """rich would fail on [/b] and draw a car."""
     out = tmp_path / NAME.replace("/", "")
-    shown = run("resize", sd15_lora, "--rank", 2, "-o", out).output
+    shown = run("resize", slim_lora, "--rank", 2, "-o", out).output
     assert shown.splitlines()[-1].startswith(f"written             {out}")
     for command in (["inspect", out], ["cut-blocks", "--list", out], ["verify", out]):
         assert run(*command).exit_code in (0, 1)
@@ -118,23 +118,23 @@ def commands(lora: Path, base: Path, tuned: Path, out: Path) -> dict[str, list[o
 
 
 @pytest.fixture(scope="module")
-def wordy(sd15_lora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wordy(slim_lora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a LoRA whose name and metadata are in letters that old code pages lack."""
     path = tmp_path_factory.mktemp("wordy") / NAME.replace("/", "")
-    ran("metadata", "set", sd15_lora, "ss_training_comment=猫 ‖ ü", "-o", path)
+    ran("metadata", "set", slim_lora, "ss_training_comment=猫 ‖ ü", "-o", path)
     return path
 
 
 @pytest.mark.parametrize("name", commands(Path(), Path(), Path(), Path()))
 def test_no_command_fails_on_a_letter(
-    name: str, wordy: Path, sd15: Path, sd15_tuned: Path, tmp_path: Path,
+    name: str, wordy: Path, sd15: Path, slim_tuned: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """As Windows has it: stdout and stderr in cp1252, strict."""
     import lorakit.cli as cli
 
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="cp1252") for _ in range(2)]
-    arguments = [str(a) for a in commands(wordy, sd15, sd15_tuned, tmp_path)[name]]
+    arguments = [str(a) for a in commands(wordy, sd15, slim_tuned, tmp_path)[name]]
     monkeypatch.setattr(sys, "argv", ["lorakit", *arguments])
     monkeypatch.setattr(sys, "stdout", streams[0])
     monkeypatch.setattr(sys, "stderr", streams[1])
@@ -160,7 +160,7 @@ def test_what_a_code_page_lacks_is_written_in_ascii() -> None:
 
 
 @pytest.mark.parametrize("more", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_no_colours_where_none_are_wanted(sd15_lora: Path, more: dict[str, str]) -> None:
+def test_no_colours_where_none_are_wanted(slim_lora: Path, more: dict[str, str]) -> None:
     if os.name != "posix":
         pytest.skip("needs a pseudo-terminal")
     code = (
@@ -171,7 +171,7 @@ def test_no_colours_where_none_are_wanted(sd15_lora: Path, more: dict[str, str])
     environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
     environment |= {"TERM": "xterm-256color", "PYTHONPATH": str(Path(__file__).parents[2]), **more}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(sd15_lora)],
+        [sys.executable, "-c", code, str(slim_lora)],
         capture_output=True,
         env=environment,
         stdin=subprocess.DEVNULL,

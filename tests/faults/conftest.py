@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import synthetic
 
-from tests.cli.conftest import FACTOR, few
+from tests.cli.conftest import FACTOR
 from tests.faults.scenes import FOLDERS
-from tests.helpers import ran
+from tests.helpers import few, ran, slim_layout
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("a", "b")):
         tensors = synthetic.lora_tensors("sd1", rank=3 + seed, alpha=2, seed=seed, factor=FACTOR)
         synthetic.write_lora(folder / f"{name}.safetensors", few(tensors))
-    layout = synthetic.single_file("sd1", factor=FACTOR)
+    layout = slim_layout("sd1", factor=FACTOR)
     synthetic.write_checkpoint(folder / "base.safetensors", layout)
     synthetic.write_folder(folder / "pipeline", "sd1", factor=FACTOR)
     lora, half = folder / "a.safetensors", f"{folder / 'a.safetensors'}:0.5"

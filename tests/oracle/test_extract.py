@@ -156,8 +156,8 @@ def test_lora_minus_lora_is_exact_whatever_the_ranks(
     make_lora, tmp_path: Path, first: int, second: int
 ) -> None:  # type: ignore[no-untyped-def]
     """kohya's --concat with ratios 1 and -1 gives half of it for 8/8, a wrong direction for 8/4."""
-    before = make_lora("sdxl", rank=first, alpha=1, seed=1)
-    after = make_lora("sdxl", rank=second, alpha=second, seed=2, dialect="kohya-diffusers")
+    before = make_lora("sdxl", rank=first, alpha=1, seed=1, every=5)
+    after = make_lora("sdxl", rank=second, alpha=second, seed=2, dialect="kohya-diffusers", every=7)
     out = tmp_path / "change.safetensors"
     ran("extract", before, after, "-o", out, "--verify")
     exact = weighted([(dense(after), 1.0), (dense(before), -1.0)])
@@ -165,7 +165,7 @@ def test_lora_minus_lora_is_exact_whatever_the_ranks(
 
 
 def test_two_expressions_on_one_base_need_no_base(sd15: Path, make_lora, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    before, after = make_lora("sd1", rank=4, seed=1), make_lora("sd1", rank=4, seed=2)
+    before, after = (make_lora("sd1", rank=4, seed=seed, every=3) for seed in (1, 2))
     out = tmp_path / "change.safetensors"
     ran("extract", f"{sd15}+{before}:0.9", f"{sd15}+{after}", "-o", out)
     exact = weighted([(dense(after), 1.0), (dense(before), -0.9)])
@@ -175,7 +175,7 @@ def test_two_expressions_on_one_base_need_no_base(sd15: Path, make_lora, tmp_pat
 
 
 def test_stacks_of_loras_are_sides_too(make_lora, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    a, b, c = (make_lora("sd1", rank=4, seed=seed) for seed in (1, 2, 3))
+    a, b, c = (make_lora("sd1", rank=4, seed=seed, every=3) for seed in (1, 2, 3))
     out = tmp_path / "change.safetensors"
     ran("extract", f"{a}:0.5+{b}:-1", f"{c}:2", "-o", out)
     exact = weighted([(dense(c), 2.0), (dense(a), -0.5), (dense(b), 1.0)])

@@ -17,6 +17,7 @@ from lorakit.operations import spectra
 from lorakit.operations.pieces import Piece
 from lorakit.report import Report
 from tests import reference
+from tests.helpers import slim
 
 ALONE = Compute(threads=2)
 TOGETHER = Compute(threads=2, together=8)
@@ -29,7 +30,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     layout = synthetic.single_file("sd1", factor=8)
     synthetic.write_checkpoint(folder / "a.safetensors", layout)
     synthetic.write_tuned(folder / "b.safetensors", layout, tuning=synthetic.Tuning(rank=12))
+    slim(folder / "a.safetensors", folder / "b.safetensors", every=2)
     return folder / "a.safetensors", folder / "b.safetensors"
+
+
+@pytest.fixture(scope="module")
+def one_by_one(models: tuple[Path, Path]) -> tuple[LoraFile, Report]:
+    return extracted(models, ALONE)
 
 
 def on(device: str) -> Compute:
@@ -55,9 +62,9 @@ def check_same(found: tuple[LoraFile, Report], expected: tuple[LoraFile, Report]
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_models_are_extracted_as_well_as_layer_by_layer(
-    models: tuple[Path, Path], device: str
+    models: tuple[Path, Path], one_by_one: tuple[LoraFile, Report], device: str
 ) -> None:
-    check_same(extracted(models, on(device)), extracted(models, ALONE))
+    check_same(extracted(models, on(device)), one_by_one)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -106,7 +113,10 @@ def test_on_a_cpu_the_budget_changes_no_bit(models: tuple[Path, Path]) -> None:
 
 @pytest.mark.parametrize("room", [2, 0])
 def test_a_card_without_room_takes_half_at_a_time_and_at_last_the_cpu_does_it(
-    models: tuple[Path, Path], room: int, monkeypatch: pytest.MonkeyPatch
+    models: tuple[Path, Path],
+    one_by_one: tuple[LoraFile, Report],
+    room: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def cramped(matrices: Sequence[torch.Tensor], count: int, device: torch.device) -> torch.Tensor:
         # The CPU, which takes over in the end, is asked for by its plain name.
@@ -117,7 +127,7 @@ def test_a_card_without_room_takes_half_at_a_time_and_at_last_the_cpu_does_it(
     monkeypatch.setattr(spectra, "stacked", cramped)
     card = Compute(device="cpu:0", threads=2, together=8)
     found = extracted(models, card)
-    check_same(found, extracted(models, ALONE))
+    check_same(found, one_by_one)
     notes = {row.note for row in found[1].rows if row.rank_after}
     assert any("decomposed on the CPU" in note for note in notes) == (room == 0)
 

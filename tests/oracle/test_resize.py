@@ -13,8 +13,8 @@ from tests.helpers import FP16, FP32, dense, ran, refused, run, tensors_of, wors
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5])
-def test_a_new_rank_is_the_best_of_that_rank(sdxl_lora: Path, rank: int) -> None:
-    lora = lorakit.load_lora(sdxl_lora)
+def test_a_new_rank_is_the_best_of_that_rank(slim_sdxl_lora: Path, rank: int) -> None:
+    lora = lorakit.load_lora(slim_sdxl_lora)
     resized, report = lorakit.resize(lora, rule=RankRule(rank=rank))
     exact = dense(lora)
     best = {module: reference.best_rank(delta, rank) for module, delta in exact.items()}
@@ -27,8 +27,8 @@ def test_a_new_rank_is_the_best_of_that_rank(sdxl_lora: Path, rank: int) -> None
         assert row.error == pytest.approx(error, abs=1e-5)
 
 
-def test_a_larger_rank_changes_nothing(sdxl_lora: Path) -> None:
-    lora = lorakit.load_lora(sdxl_lora)
+def test_a_larger_rank_changes_nothing(slim_sdxl_lora: Path) -> None:
+    lora = lorakit.load_lora(slim_sdxl_lora)
     resized, _ = lorakit.resize(lora, rule=RankRule(rank=64))
     assert worst_error(dense(resized), dense(lora)) < FP32
     assert max(adapter.rank for adapter in resized.adapters.values()) == 4
@@ -44,8 +44,8 @@ def test_one_by_one_convolutions_take_the_rank_of_linear_layers(make_lora) -> No
     assert any(len(a.shape) == 4 and a.shape[2] == 1 for a in resized.adapters.values())
 
 
-def test_error_and_energy_keep_the_fewest_directions_that_suffice(sdxl_lora: Path) -> None:
-    lora = lorakit.load_lora(sdxl_lora)
+def test_error_and_energy_keep_the_fewest_directions_that_suffice(slim_sdxl_lora: Path) -> None:
+    lora = lorakit.load_lora(slim_sdxl_lora)
     exact = dense(lora)
     for rule, bound in ((RankRule(error=0.3), 0.3), (RankRule(energy=0.9), 0.1**0.5)):
         resized, report = lorakit.resize(lora, rule=rule)
@@ -78,10 +78,12 @@ def test_size_counts_the_training_metadata_too(sd15_lora: Path, tmp_path: Path) 
     assert "metadata" in refused("resize", wordy, "--size", 40_000, "-o", out, status=2)
 
 
-def test_the_file_holds_the_resized_lora(sdxl_lora: Path, tmp_path: Path) -> None:
+def test_the_file_holds_the_resized_lora(slim_sdxl_lora: Path, tmp_path: Path) -> None:
     out = tmp_path / "r2.safetensors"
-    ran("resize", sdxl_lora, "--rank", 2, "-o", out, "--verify")
-    best = {module: reference.best_rank(delta, 2) for module, delta in dense(sdxl_lora).items()}
+    ran("resize", slim_sdxl_lora, "--rank", 2, "-o", out, "--verify")
+    best = {
+        module: reference.best_rank(delta, 2) for module, delta in dense(slim_sdxl_lora).items()
+    }
     assert worst_error(dense(out), best) < FP16
 
 

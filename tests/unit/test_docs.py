@@ -13,7 +13,7 @@ import synthetic
 
 from lorakit.names.families import ARCHITECTURES
 from lorakit.names.presets import NAMES
-from tests.helpers import run
+from tests.helpers import few, run, slim
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -43,9 +43,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     layout = synthetic.single_file("sd1", factor=32)
     synthetic.write_checkpoint(tmp_path / "base.safetensors", layout)
     synthetic.write_tuned(tmp_path / "tuned.safetensors", layout)
+    slim(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
     for seed, name in enumerate(("style", "character", "before", "after")):
         tensors = synthetic.lora_tensors("sd1", rank=4 + seed, seed=seed, factor=32)
-        synthetic.write_lora(tmp_path / f"{name}.safetensors", tensors)
+        synthetic.write_lora(tmp_path / f"{name}.safetensors", few(tensors, every=3))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
