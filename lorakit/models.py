@@ -121,6 +121,11 @@ class Model:
         pairs = zip(blocks(self.source, *ours), blocks(other.source, *theirs), strict=True)
         return subtracted(pairs, result)
 
+    def streams(self, module: str) -> bool:
+        """Tell whether a weight can be read block by block: it lies in a file as it is."""
+        span = self._span(module)
+        return span is not None and self.source.extent(span[0]) is not None
+
     def _span(self, module: str) -> tuple[str, int, int] | None:
         """Return the key and the elements that hold a module as it is, None where it is turned."""
         if self.parts(module) != (module,):
@@ -326,11 +331,16 @@ class Rounded:
     def bytes_an_element(self, key: str) -> int:
         """Return what computing a tensor takes for each of its elements.
 
-        The tensor as read and as stored, room for factors and tiles; for a dense ΔW its base, its
-        direction and itself in fp64 besides.
+        The tensor as read and as stored; in fp32 besides where it is summed at that or has less
+        than 16 bits; for a dense ΔW its base, its direction and itself in fp64.
         """
-        dense = any(addend.dense for addend in self.applied.addends.get(key, ()))
-        return 56 if dense else 16
+        addends = self.applied.addends.get(key, ())
+        if any(addend.dense for addend in addends):
+            return 56
+        sizes = [
+            torch_dtype(specs[key].dtype).itemsize for specs in (self.applied.specs, self.specs)
+        ]
+        return 16 if min(sizes) < 2 or _overlap(addends) else sum(sizes)
 
     def extent(self, key: str) -> Extent | None:
         """Tell where the bytes of a tensor lie that is neither touched nor stored otherwise."""

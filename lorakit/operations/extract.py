@@ -184,6 +184,14 @@ def _check_shapes(original: Model, tuned: Model, module: str) -> None:
         )
 
 
+def _bytes_an_element(original: Model, tuned: Model, module: str, choice: Choice) -> int:
+    """Return what making a difference takes: itself, and both weights if they are read whole."""
+    if choice.kind == "dora":
+        return 60
+    streamed = original.streams(module) and tuned.streams(module)
+    return 4 if streamed and not choice.min_change else 16
+
+
 def _piece(original: Model, tuned: Model, module: str, choice: Choice) -> Piece:
     def truth() -> Tensor:
         delta = tuned.difference(module, original)
@@ -202,5 +210,5 @@ def _piece(original: Model, tuned: Model, module: str, choice: Choice) -> Piece:
         base=partial(original.weight, module) if choice.kind == "dora" else None,
         rank_bound=min(rows, columns),
         place=tuned.place(module),
-        cost=(60 if choice.kind == "dora" else 16) * rows * columns,
+        cost=_bytes_an_element(original, tuned, module, choice) * rows * columns,
     )

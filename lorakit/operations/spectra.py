@@ -32,6 +32,11 @@ _SHARE = 4
 _ON_CPU = 2**27
 """Bytes of layers taken together on a CPU, fixed: no budget changes a bit."""
 
+_BASES, _STACK = 4 * 9, 4 * 3
+"""Bytes in fp32: of nine blocks of directions, and of the matrices on their way into a stack."""
+_RANK = 32
+"""The width of the blocks where no rule says one."""
+
 Truth = Factors | Framed | Tensor
 Found = tuple["Spectrum", int]
 """A piece's best directions, and the rank that it would have by itself."""
@@ -75,7 +80,7 @@ def spectra(
         _Solver(rule=rule, compute=compute, method=method),
         groups,
         compute=compute,
-        cost=lambda group: sum(piece.cost for piece in group),
+        cost=lambda group: _cost(group, rule),
     )
     for group, found in zip(groups, results, strict=True):
         yield from zip(group, found, strict=True)
@@ -92,11 +97,26 @@ def _groups(pieces: Sequence[Piece], compute: Compute) -> list[list[Piece]]:
         most = 1 if on_cpu and piece.rank_before is not None else compute.together
         likeness = (piece.shape, piece.rank_before, piece.rank_bound)
         group = open_ones.get(likeness)
-        if group is None or len(group) >= most or (len(group) + 1) * piece.cost > room:
+        size = piece.cost if piece.rank_before is not None else max(piece.cost, 16 * _numel(piece))
+        if group is None or len(group) >= most or (len(group) + 1) * size > room:
             group = open_ones[likeness] = []
             groups.append(group)
         group.append(piece)
     return groups
+
+
+def _cost(group: Sequence[Piece], rule: RankRule) -> int:
+    """Return the bytes that a group takes: its ΔW, a stack of them, and bases of directions."""
+    made, first = sum(piece.cost for piece in group), group[0]
+    if first.rank_before is not None:
+        return made
+    sides = first.shape[0] + math.prod(first.shape[1:])
+    bases = _BASES * (rule.cap(first.conv) or _RANK) * sides * len(group)
+    return made + bases + (_STACK * _numel(first) if len(group) > 1 else 0)
+
+
+def _numel(piece: Piece) -> int:
+    return math.prod(piece.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
