@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lorakit.errors import FileFormatError
+from lorakit.tensorfile.uncached import read_uncached
 
 MAX_HEADER = 100_000_000
 ZIP_MAGIC = b"PK\x03\x04"
@@ -83,7 +84,8 @@ def read_exactly(file: BinaryIO, path: Path, buffer: memoryview) -> None:
     filled = 0
     # macOS refuses to read 2 GiB or more at once.
     while filled < len(buffer):
-        got = file.readinto(buffer[filled : filled + 2**28])  # type: ignore[attr-defined]
+        room = buffer[filled : filled + 2**28]
+        got = read_uncached(file, room) or file.readinto(room)  # type: ignore[attr-defined]
         if not got:
             raise FileFormatError(
                 f"{path}: expected {len(buffer) - filled} more bytes, found the end of the file; "
