@@ -1,6 +1,5 @@
 """--dry-run: what a command would write and take, from shapes alone."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ from lorakit.lorafile import LoraFile
 from lorakit.models import Applied, stored_specs
 from lorakit.operations.budget import ITEMSIZE
 from lorakit.operations.pieces import KEY_OVERHEAD, Piece
+from lorakit.operations.spectra import bytes_of_group
 from lorakit.report import Plan, Report, Row
 from lorakit.tensorfile.header import format_header
 
@@ -49,7 +49,7 @@ def plan_lora(
         plan=Plan(
             layers=len(rows),
             output_bytes=size if rule.size is None else min(size, rule.size),
-            peak_bytes=PROCESS + held + 4 * kept + size + _in_flight(pieces, compute),
+            peak_bytes=PROCESS + held + 4 * kept + size + _in_flight(pieces, rule, compute),
             device=compute.device,
             threads=compute.threads,
         ),
@@ -94,6 +94,5 @@ def plan_model(
     )
 
 
-def _in_flight(pieces: Sequence[Piece], compute: Compute) -> int:
-    largest = max((piece.cost for piece in pieces), default=0)
-    return max(compute.memory, math.ceil(largest))
+def _in_flight(pieces: Sequence[Piece], rule: RankRule, compute: Compute) -> int:
+    return max([compute.memory, *(bytes_of_group([piece], rule) for piece in pieces)])

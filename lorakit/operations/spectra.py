@@ -80,7 +80,7 @@ def spectra(
         _Solver(rule=rule, compute=compute, method=method),
         groups,
         compute=compute,
-        cost=lambda group: _cost(group, rule),
+        cost=lambda group: bytes_of_group(group, rule),
     )
     for group, found in zip(groups, results, strict=True):
         yield from zip(group, found, strict=True)
@@ -105,13 +105,14 @@ def _groups(pieces: Sequence[Piece], compute: Compute) -> list[list[Piece]]:
     return groups
 
 
-def _cost(group: Sequence[Piece], rule: RankRule) -> int:
-    """Return the bytes that a group takes: its ΔW, a stack of them, and bases of directions."""
+def bytes_of_group(group: Sequence[Piece], rule: RankRule) -> int:
+    """Return the bytes that pieces of one shape take together: ΔW, a stack of them, and bases."""
     made, first = sum(piece.cost for piece in group), group[0]
     if first.rank_before is not None:
         return made
     sides = first.shape[0] + math.prod(first.shape[1:])
-    bases = _BASES * (rule.cap(first.conv) or _RANK) * sides * len(group)
+    rank = min(rule.cap(first.conv) or _RANK, first.rank_bound)
+    bases = _BASES * rank * sides * len(group)
     return made + bases + (_STACK * _numel(first) if len(group) > 1 else 0)
 
 
