@@ -5,18 +5,11 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
-from realnames import layout
 
-from lorakit.compute import DEFAULT_MEMORY
 from lorakit.errors import FileFormatError
-from lorakit.models import Applied, Rounded, stored_specs
 from lorakit.tensorfile import uncached
-from lorakit.tensorfile.header import Spec
-from lorakit.tensorfile.plain import TensorSource
 from lorakit.tensorfile.reading import open_regular, read_exactly
 from tests.helpers import ran
 
@@ -134,14 +127,3 @@ def test_a_bake_has_the_same_bytes(
         ran("merge", sd15_lora, "--into", sd15, "-o", tmp_path / f"{place}.safetensors")
         written.append((tmp_path / f"{place}.safetensors").read_bytes())
     assert written[0] == written[1]
-
-
-def test_two_of_the_largest_layers_of_flux_fit_the_budget() -> None:
-    """With one at a time a core would wait while it is read and written."""
-    specs = {key: Spec("BF16", shape) for key, shape in layout("flux1_dev_bfl").items()}
-    base = cast(TensorSource, SimpleNamespace(specs=specs))
-    applied = Applied(base=base, addends={}, metadata={})
-    largest = max(specs, key=lambda key: specs[key].numel)
-    for stored, fit in (("BF16", True), ("F32", False)):
-        model = Rounded(applied=applied, specs=stored_specs(applied, stored))
-        assert (2 * model.bytes_an_element(largest) * specs[largest].numel <= DEFAULT_MEMORY) is fit
