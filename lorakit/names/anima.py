@@ -98,6 +98,9 @@ ANIMA = Architecture(
     modelspec="anima",
     build=_anima,
     roots=tuple(_ROOTS),
+    # Those of Cosmos-Predict2 2B. Sana names its blocks alike.
+    widths={"to_q": 2048},
+    common=True,
     kohya_original=True,
     clips={"text_encoder": "qwen3_06b"},
     places={},

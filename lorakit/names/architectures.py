@@ -76,7 +76,9 @@ class Architecture:
         dimensions: last word of a path -> dimensions of such weights, where that tells the
             architecture from its likes.
         widths: last word of a path -> inputs of such weights, for likes that only widths tell
-            apart; it never rules out.
+            apart; it never rules out, unless names are common.
+        common: whether models of other families, unknown here, have the same names: then a width
+            that is neither its own nor a shrunken model's rules it out.
         kohya_original: whether kohya names the denoiser's modules as the single file does.
         clips: text encoder -> ComfyUI's name of it.
         kohya_text: text encoder -> kohya's prefix, where it is not the usual one.
@@ -97,6 +99,7 @@ class Architecture:
     roots: tuple[str, ...]
     dimensions: Mapping[str, int] = field(default_factory=dict)
     widths: Mapping[str, int] = field(default_factory=dict)
+    common: bool = False
     kohya_original: bool
     clips: Mapping[str, str]
     kohya_text: Mapping[str, str] = field(default_factory=dict)

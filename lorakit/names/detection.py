@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from operator import eq
 from typing import TypeVar
 
 from lorakit.names.architectures import Architecture, flat_name
@@ -11,6 +12,7 @@ from lorakit.names.spelling import TEXT_ENCODERS, Spelling
 
 Item = TypeVar("Item")
 _NUMBERED = re.compile(r"(?P<stack>[A-Za-z_]+?blocks|layers)_(?P<number>\d+)_")
+_SHRUNKEN = 8
 _HINTS = ("ss_base_model_version", "modelspec.architecture")
 
 
@@ -32,12 +34,16 @@ def detect(
     """
     denoiser = [at.path for at in spelled.values() if _of_denoiser(at)]
     likes = deep_enough(candidates(denoiser), denoiser)
-    best = most_known(spelled.values(), _of_denoiser, _knows, likes)
+    found = {at.path: shapes[raw] for raw, at in spelled.items() if raw in shapes}
+    best = [
+        architecture
+        for architecture in most_known(spelled.values(), _of_denoiser, _knows, likes)
+        if not architecture.common or all(_inputs(architecture, found, _is_part))
+    ]
     if len(best) > 1:
         prefixes = {at.prefix for at in spelled.values() if at.prefix.startswith("lora_te")}
         hints = " ".join(metadata.get(key, "") for key in _HINTS).lower()
         hints += " sd_v2" if metadata.get("ss_v2") == "True" else ""
-        found = {at.path: shapes[raw] for raw, at in spelled.items() if raw in shapes}
         best = preferred(
             best,
             lambda a: prefixes and prefixes <= {a.kohya_prefix(clip) for clip in a.clips},
@@ -146,13 +152,27 @@ def has_dimensions(architecture: Architecture, shapes: Mapping[str, tuple[int, .
 
 def has_widths(architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Tell whether all weights that the architecture names have the inputs that it says."""
-    found = [
-        shape[1] == width
+    found = _inputs(architecture, shapes, eq)
+    return bool(found) and all(found)
+
+
+def _inputs(
+    architecture: Architecture,
+    shapes: Mapping[str, tuple[int, ...]],
+    fits: Callable[[int, int], bool],
+) -> list[bool]:
+    """Tell of each weight whose inputs the architecture names whether these fit its own."""
+    return [
+        fits(shape[1], width)
         for path, shape in shapes.items()
         for word, width in architecture.widths.items()
         if len(shape) > 1 and flat_name(path).endswith(f"_{word}")
     ]
-    return bool(found) and all(found)
+
+
+def _is_part(inputs: int, width: int) -> bool:
+    """Tell whether inputs may be those of a shrunken model; no real one is so much smaller."""
+    return inputs > 0 and (width % inputs == 0 or _SHRUNKEN * inputs <= width)
 
 
 def _of_denoiser(at: Spelling) -> bool:

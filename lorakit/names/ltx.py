@@ -121,6 +121,8 @@ def _architecture(name: str, title: str, *, depth: int, width: int) -> Architect
         build=partial(_ltx, depth),
         roots=tuple(_VIDEO_ROOTS),
         widths={"to_q": width},
+        # CogVideoX and Sana name their blocks alike.
+        common=True,
         kohya_original=False,
         clips={"text_encoder": "t5xxl"},
         places={},
@@ -140,6 +142,9 @@ LTX2 = Architecture(
     marks=("ltx-2", "ltx_2"),
     build=_ltx2,
     roots=tuple(_SOUND_ROOTS),
+    # Of the picture; the sound has half as many.
+    widths={"to_q": 4096},
+    common=True,
     kohya_original=False,
     clips={},
     places={},

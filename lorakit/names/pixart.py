@@ -60,6 +60,8 @@ PIXART = Architecture(
     build=_pixart,
     roots=tuple(_ROOTS),
     widths={"to_q": 1152, "qkv": 1152},
+    # Sana names its blocks alike.
+    common=True,
     kohya_original=False,
     clips={"text_encoder": "t5xxl"},
     places={},

@@ -238,3 +238,41 @@ def test_a_bias_beside_factors_goes_where_the_dialect_has_it(dialect: str, tmp_p
         found, _ = apply(base, [(load_lora(out), 1.0)])
         for key in base.specs:
             torch.testing.assert_close(found.get(key), wanted.get(key), rtol=1e-5, atol=1e-6)
+
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def blocks_of(width: int, depth: int, *attentions: str) -> dict[str, Tensor]:
+    """Return a LoRA of a stack of blocks under diffusers' usual names, of which many models are."""
+    sides = {"lora_A": (4, width), "lora_B": (width, 4)}
+    return {
+        f"transformer.transformer_blocks.{block}.{attention}.{layer}.{side}.weight": torch.ones(
+            shape
+        )
+        for block in range(depth)
+        for attention in attentions
+        for layer in ATTENTION
+        for side, shape in sides.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "attentions", "title"),
+    [
+        (2048, 28, ("attn1", "attn2"), "LTX-Video 2B"),
+        (4096, 48, ("attn1", "attn2"), "LTX-Video 13B"),
+        (1152, 28, ("attn1", "attn2"), "PixArt alpha and sigma"),
+        (2048 // 32, 28, ("attn1", "attn2"), "LTX-Video 2B"),
+        (1920, 30, ("attn1",), None),
+        (3072, 42, ("attn1",), None),
+        (2240, 20, ("attn1", "attn2"), None),
+    ],
+    ids=["ltx", "ltx-13b", "pixart", "shrunken", "cogvideox-2b", "cogvideox-5b", "sana"],
+)
+def test_a_model_with_names_like_ltx_is_not_called_ltx(
+    width: int, depth: int, attentions: tuple[str, ...], title: str | None
+) -> None:
+    lora = load_lora(blocks_of(width, depth, *attentions))
+    assert (lora.architecture.title if lora.architecture else None) == title
+    assert len(lora.adapters) == depth * len(attentions) * len(ATTENTION), "read by its own names"
