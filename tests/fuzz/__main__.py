@@ -12,6 +12,8 @@ from pkgutil import walk_packages
 
 import atheris
 
+# pytest's settings name this folder; here nobody reads them.
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
 CACHE = Path(".cache/fuzz")
 MEMORY = 4096
 """MiB that the process may take, torch's own included."""
