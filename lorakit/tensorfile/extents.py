@@ -26,6 +26,16 @@ def opened(extent: Extent) -> Iterator[BinaryIO]:
         yield file
 
 
+def check_unchanged_file(path: Path, stamp: Stamp) -> None:
+    """Check that a path leads to the file whose header was read.
+
+    Raises:
+        FileFormatError: it is another one, was written to, or cannot be read.
+    """
+    with open_regular(path) as file, reading(path):
+        check_stamp(file, path, stamp)
+
+
 def check_stamp(file: BinaryIO, path: Path, stamp: Stamp) -> None:
     """Check that an open file is the one whose header was read.
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lorakit.errors import FileFormatError
 from lorakit.tensorfile.dtypes import bytes_of, empty, spec_of
-from lorakit.tensorfile.extents import check_stamp, opened
+from lorakit.tensorfile.extents import check_unchanged_file, opened
 from lorakit.tensorfile.header import Extent, Header, Spec, read_header
-from lorakit.tensorfile.reading import open_regular, read_exactly, reading
+from lorakit.tensorfile.reading import read_exactly, reading
 
 
 class TensorSource(Protocol):
@@ -105,8 +105,7 @@ class FileSource:
         Raises:
             FileFormatError: it is another one, or was written to.
         """
-        with open_regular(self.path) as file, reading(self.path):
-            check_stamp(file, self.path, self.header.stamp)
+        check_unchanged_file(self.path, self.header.stamp)
 
 
 def check_unchanged(source: TensorSource) -> None:

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorakit.errors import FileFormatError, OutputError
+from lorakit.errors import OutputError
 from lorakit.progress import Progress, silent
 from lorakit.tensorfile.copying import check_size, copy_extent, write_all
+from lorakit.tensorfile.extents import check_unchanged_file
 from lorakit.tensorfile.header import Extent, Header, format_header, read_header
-from lorakit.tensorfile.reading import open_regular, read_exactly, reading, stamp_of
+from lorakit.tensorfile.reading import open_regular, read_exactly, reading
 from lorakit.tensorfile.replacing import check_space, replaced_file
 
 MODEL_HASH, LEGACY_HASH, SPEC_HASH = "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"
@@ -98,7 +99,7 @@ def rewritten(
             done += amount
             progress("bytes written", done, total)
         check_size(output, total)
-        _check_unchanged(file)
+        check_unchanged_file(file.path, file.header.stamp)
         if verify:
             _check_same(file, told, Path(output.name), place)
     return total, told
@@ -165,15 +166,6 @@ def _with_legacy_hash(file: Stored, metadata: Mapping[str, str]) -> dict[str, st
         del told[LEGACY_HASH]
         return told
     return told | {LEGACY_HASH: _digest(_window(head, file.data, WINDOW[0]))[:8]}
-
-
-def _check_unchanged(file: Stored) -> None:
-    with open_regular(file.path) as opened, reading(file.path):
-        if stamp_of(opened) != file.header.stamp:
-            raise FileFormatError(
-                f"{file.path}: expected the file as it was at first, found it changed; another "
-                "program writes to it, start again."
-            )
 
 
 def _check_same(file: Stored, told: Mapping[str, str], written: Path, place: Path) -> None:
