@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -39,6 +39,27 @@ def emptied(file: Path) -> None:
 CHANGES = (truncated, grown, removed, emptied)
 
 
+def when_asked(
+    number: int, source: type[Any], step: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """Do something before a tensor is read from a source, the first, the second or so on.
+
+    Returns:
+        The keys that are asked for, as they are.
+    """
+    get, asked = source.get, list[str]()
+
+    def meanwhile(self: object, key: str) -> torch.Tensor:
+        asked.append(key)
+        if len(asked) == number:
+            step()
+        tensor: torch.Tensor = get(self, key)
+        return tensor
+
+    monkeypatch.setattr(source, "get", meanwhile)
+    return asked
+
+
 @pytest.mark.parametrize("scene", ["bake", PAST_THE_CACHE, "diffusers folder"])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_model_that_changes_while_it_is_baked(
@@ -55,16 +76,7 @@ def test_a_model_that_changes_while_it_is_baked(
     files = sorted((folder / "pipeline").rglob("*.safetensors")) if "folder" in scene else None
     victim = files[-1] if files else folder / "base.safetensors"
     old = content(output_of(folder, scene))
-    asked = []
-    get = models.Rounded.get
-
-    def meanwhile(self: models.Rounded, key: str) -> torch.Tensor:
-        asked.append(key)
-        if len(asked) == 3:
-            change(victim)
-        return get(self, key)
-
-    monkeypatch.setattr(models.Rounded, "get", meanwhile)
+    asked = when_asked(3, models.Rounded, lambda: change(victim), monkeypatch)
     out = output_of(folder, scene).name
     words = refused("merge", "a.safetensors", "--into", model, "-o", out, "--overwrite",
                     "--threads", 1)  # fmt: skip
@@ -80,15 +92,7 @@ def test_a_lora_that_changes_while_it_is_loaded(
 ) -> None:
     file = tmp_path / "mine.safetensors"
     file.write_bytes((made / "a.safetensors").read_bytes())
-    get, asked = plain.FileSource.get, []
-
-    def meanwhile(self: plain.FileSource, key: str) -> torch.Tensor:
-        asked.append(key)
-        if len(asked) == 5:
-            change(file)
-        return get(self, key)
-
-    monkeypatch.setattr(plain.FileSource, "get", meanwhile)
+    when_asked(5, plain.FileSource, lambda: change(file), monkeypatch)
     words = refused("merge", file, "-o", tmp_path / "out.safetensors")
     assert "mine.safetensors" in words
     assert [entry.name for entry in tmp_path.iterdir()] in ([], ["mine.safetensors"])
