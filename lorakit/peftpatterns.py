@@ -14,7 +14,7 @@ from lorakit.errors import AdapterError
 SECONDS = 20.0
 """Time for all matching of one file; plain names take a millisecond a thousand."""
 LONGEST = 300
-"""Letters of a module's path."""
+"""Letters of a module's path: more than twice those of the longest that is known."""
 _LITERAL = re.compile(r"(?P<start>\^?)(?P<body>(?:[\w/-]|\\[^\w])+)\$?")
 _ESCAPED, _CLASS = re.compile(r"\\(?P<what>.)", re.DOTALL), re.compile(r"\[\^?\]?[^]]*\]")
 _REPEATS = re.compile(r"[*+{]")

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from lorakit.errors import AdapterError, NumericsError
+from lorakit.names.specs import LARGEST
 
-LARGEST = 1e30
-"""Of a number that scales: squares of what it multiplies still fit float64."""
 NUMBERS = ("alpha", "scale", "on_input")
 _BITS = {
     torch.float16: (torch.int16, 0x7C00),

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from unicodedata import normalize
 
 from lorakit.cli._inputs import header_of, open_stored
 from lorakit.cli._recipe import MODEL, Recipe, Wanted, short
 from lorakit.errors import FileFormatError, LorakitError
+from lorakit.names.tags import composed
 from lorakit.report import name_some
 
 FOUND, OTHER, MISSING = "found", "other content", "missing"
@@ -94,7 +94,7 @@ def _below(folders: Sequence[Path]) -> Mapping[str, Sequence[Path]]:
     found: dict[str, list[Path]] = {}
     for folder in folders:
         for place in sorted(folder.rglob("*")):
-            found.setdefault(normalize("NFC", place.name), []).append(place)
+            found.setdefault(composed(place.name), []).append(place)
     return found
 
 
@@ -103,7 +103,7 @@ def _places(
 ) -> Iterator[Path]:
     seen: list[Path] = []
     beside = (folder / wanted.name for folder in _searched(recipe, folders))
-    for place in (*beside, *below.get(normalize("NFC", wanted.name), ())):
+    for place in (*beside, *below.get(composed(wanted.name), ())):
         real = place.resolve()
         # What is repeated is not its own input, even if it has the name of one.
         if place.exists() and real not in (*seen, recipe.file.resolve()):

@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from unicodedata import normalize
 
 import click
 
@@ -24,6 +23,7 @@ from lorakit.cli._write import (
     stored_as,
 )
 from lorakit.errors import SpecError
+from lorakit.names.tags import composed
 
 if TYPE_CHECKING:
     from lorakit.linalg.ranks import RankRule
@@ -118,7 +118,7 @@ def resize(
         return
     names = [Path(spec.path).stem + ".safetensors" for spec in specs]
     # Windows and macOS take names that differ in case or in how letters are composed for one.
-    plain = [normalize("NFC", name).casefold() for name in names]
+    plain = [composed(name).casefold() for name in names]
     twice = sorted({name for name, key in zip(names, plain, strict=True) if plain.count(key) > 1})
     if twice:
         raise SpecError(f"Two inputs are called {twice[0]}; resize them one at a time.")

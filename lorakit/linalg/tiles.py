@@ -103,19 +103,20 @@ def subtracted(pairs: Iterable[tuple[Tensor, Tensor]], out: Tensor) -> Tensor:
     flat, start = out.view(-1), 0
     for first, second in pairs:
         place = flat[start : start + len(first)]
-        place.copy_(first).sub_(_summable(second))
+        place.copy_(first).sub_(summable(second))
         start += len(first)
     return out
 
 
 def squared_distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     """Return Σ (first − second)² over pairs of blocks, in fp32 within a block, in fp64 beyond."""
-    parts = (first.to(torch.float32, copy=True).sub_(_summable(second)) for first, second in pairs)
+    parts = (first.to(torch.float32, copy=True).sub_(summable(second)) for first, second in pairs)
     return math.fsum(float(torch.dot(part, part)) for part in parts)
 
 
-def _summable(block: Tensor) -> Tensor:
-    # torch widens a sum's halves by itself, in half the time; of fp8 it knows no sums.
+def summable(block: Tensor) -> Tensor:
+    """Return a block as it is, fp8 in fp32: of that torch knows no sums, extremes, comparisons."""
+    # Others torch widens by itself, in half the time.
     return block if block.dtype.itemsize > 1 else block.float()
 
 

@@ -9,7 +9,7 @@ from lorakit.errors import SpecError
 Exists = Callable[[str], bool]
 
 LARGEST = 1e30
-"""Of a strength: squares of what it multiplies still fit float64."""
+"""Of a strength, an alpha, a scale: squares of what it multiplies still fit float64."""
 _PLUS = re.compile(r"(?<![:=])(?<!\d[eE])\+")
 _DRIVE = re.compile(r"(?:\\\\[?.]\\)?[A-Za-z]:(?=[\\/])")
 """What a path on a Windows drive begins with; also where it is written for paths of any length."""

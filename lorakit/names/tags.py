@@ -51,9 +51,9 @@ def parse_prompt(prompt: str, find: Callable[[str], str]) -> list[LoraSpec]:
     return specs
 
 
-def same_name(one: str, other: str) -> bool:
-    """Tell whether two names read the same: macOS stores the accents apart from their letters."""
-    return normalize("NFC", one) == normalize("NFC", other)
+def composed(name: str) -> str:
+    """Return a name with accents joined to their letters: macOS stores them apart."""
+    return normalize("NFC", name)
 
 
 def find_lora(name: str, *folders: Path) -> str:
@@ -66,7 +66,8 @@ def find_lora(name: str, *folders: Path) -> str:
         if not folder.is_dir():
             raise SpecError(f"{folder}: expected a folder of LoRAs; give --lora-dir.")
     below = (file for folder in folders for file in folder.rglob("*"))
-    files = sorted({file for file in below if same_name(file.stem, name) and file.is_file()})
+    named = {file for file in below if composed(file.stem) == composed(name)}
+    files = sorted(file for file in named if file.is_file())
     for suffix in _SUFFIXES:
         found = [file for file in files if file.suffix == suffix]
         if len(found) > 1:

@@ -4,9 +4,7 @@ import re
 from dataclasses import dataclass
 
 from lorakit.errors import AdapterError, SpecError
-
-_LONGEST = 300
-"""Letters of a layer's name: more than twice those of the longest that is known."""
+from lorakit.peftpatterns import LONGEST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +36,9 @@ class Choice:
             SpecError: one is no regular expression.
             AdapterError: the name is longer than any, so that searching it could take very long.
         """
-        if (self.only or self.exclude) and len(module) > _LONGEST:
+        if (self.only or self.exclude) and len(module) > LONGEST:
             raise AdapterError(
-                f"{module[:60]}... expected a name of at most {_LONGEST} letters, found "
+                f"{module[:60]}... expected a name of at most {LONGEST} letters, found "
                 f"{len(module)}; the file is damaged, or leave --only and --exclude out."
             )
         names = (module, block)

@@ -34,6 +34,8 @@ _ON_CPU = 2**27
 
 _BASES, _STACK = 4 * 9, 4 * 3
 """Bytes in fp32: of nine blocks of directions, and of the matrices on their way into a stack."""
+_SOLVED = 16
+"""Bytes an element of a dense layer among others: ΔW, the stack, and room for the work."""
 _RANK = 32
 """The width of the blocks where no rule says one."""
 
@@ -93,11 +95,12 @@ def _groups(pieces: Sequence[Piece], compute: Compute) -> list[list[Piece]]:
     on_cpu = compute.device == "cpu"
     room = _ON_CPU if on_cpu else compute.memory // _SHARE
     for piece in pieces:
+        dense = piece.rank_before is None
         # The parts of factors are small, and a CPU is busy with one of them.
-        most = 1 if on_cpu and piece.rank_before is not None else compute.together
+        most = 1 if on_cpu and not dense else compute.together
         likeness = (piece.shape, piece.rank_before, piece.rank_bound)
         group = open_ones.get(likeness)
-        size = piece.cost if piece.rank_before is not None else max(piece.cost, 16 * _numel(piece))
+        size = max(piece.cost, _SOLVED * _numel(piece)) if dense else piece.cost
         if group is None or len(group) >= most or (len(group) + 1) * size > room:
             group = open_ones[likeness] = []
             groups.append(group)

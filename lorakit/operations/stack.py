@@ -9,7 +9,7 @@ from torch import Tensor
 from lorakit.adapters import Adapter, Lora
 from lorakit.errors import AdapterError
 from lorakit.linalg.factored import Factors, Framed
-from lorakit.linalg.tiles import Change, Tiled, size
+from lorakit.linalg.tiles import Change, Tiled, size, summable
 from lorakit.linalg.tiles import dense as made
 from lorakit.lorafile import LoraFile
 from lorakit.models import Model
@@ -182,8 +182,7 @@ def _bound(adapter: Adapter) -> float:
 
 
 def _extremes(tensor: Tensor) -> tuple[float, float]:
-    # torch has no extremes of fp8.
-    low, high = torch.aminmax(tensor if tensor.element_size() > 1 else tensor.float())
+    low, high = torch.aminmax(summable(tensor))
     return float(low), float(high)
 
 

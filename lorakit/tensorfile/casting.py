@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lorakit.errors import NumericsError
 from lorakit.linalg.rounding import to_odd
+from lorakit.linalg.tiles import summable
 from lorakit.tensorfile.dtypes import spec_of, torch_dtype
 from lorakit.tensorfile.plain import TensorSource, root_of
 
@@ -107,11 +108,11 @@ def is_finite(value: Tensor) -> bool:
     if value.is_complex():
         value = torch.view_as_real(value)
     # aminmax is the one pass that needs no temporary, and it hands NaN on.
-    return _largest(value if value.element_size() > 1 else value.float()) < float("inf")
+    return _largest(summable(value)) < float("inf")
 
 
 def _odd(value: Tensor) -> Tensor:
-    return ~(value if value.element_size() > 1 else value.float()).isfinite()
+    return ~summable(value).isfinite()
 
 
 def _explain(tensor: Tensor, dtype: str, key: str) -> str:
