@@ -5,12 +5,16 @@ unet.safetensors that happens to lie in the folder, and `a[1].safetensors` that 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+
+from lorakit.cli._completion import Completer
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Named(click.Path):
@@ -31,7 +35,21 @@ def at_home(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def each_file(
+def files_argument(
+    name: str, metavar: str, *, complete: Completer, required: bool = True
+) -> Callable[[Command], Command]:
+    """Return an argument of any number of files, where a pattern stands for those that it fits."""
+    return click.argument(
+        name,
+        nargs=-1,
+        required=required,
+        metavar=metavar,
+        shell_complete=complete,
+        callback=_each_file,
+    )
+
+
+def _each_file(
     ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 ) -> tuple[str, ...]:
     """Put the files that a pattern with * or ? fits in its place, in the order of their names.

@@ -23,7 +23,7 @@ from lorakit.cli._inputs import (
 from lorakit.cli._options import Size, against_option, device_option, presets_file_option
 from lorakit.cli._pages import keep_pages
 from lorakit.cli._progress import watching
-from lorakit.cli._shell import each_file
+from lorakit.cli._shell import files_argument
 from lorakit.cli._sides import is_lora
 from lorakit.errors import SpecError
 from lorakit.names.specs import format_lora
@@ -36,14 +36,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument(
-    "inputs",
-    nargs=-1,
-    required=True,
-    metavar="A B...",
-    shell_complete=complete_sum,
-    callback=each_file,
-)
+@files_argument("inputs", "A B...", complete=complete_sum)
 @presets_file_option
 @against_option
 @click.option("--rank", type=click.IntRange(min=1), help="Tell what this rank keeps of the sum.")

@@ -20,7 +20,7 @@ from lorakit.cli._inspect_view import (
 from lorakit.cli._inspect_words import advice, summary
 from lorakit.cli._measures import NORM, RANK, RELATIVE, SHARE
 from lorakit.cli._render import results, say, show_table
-from lorakit.cli._shell import Named, each_file
+from lorakit.cli._shell import Named, files_argument
 from lorakit.errors import SpecError
 
 if TYPE_CHECKING:
@@ -31,14 +31,7 @@ __all__ = ["blocks_table", "inspect"]
 
 
 @click.command()
-@click.argument(
-    "paths",
-    nargs=-1,
-    required=True,
-    metavar="PATH...",
-    shell_complete=complete_path,
-    callback=each_file,
-)
+@files_argument("paths", "PATH...", complete=complete_path)
 @click.option(
     "--blocks",
     is_flag=True,

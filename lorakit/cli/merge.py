@@ -28,7 +28,7 @@ from lorakit.cli._options import (
     writing_options,
 )
 from lorakit.cli._progress import watching
-from lorakit.cli._shell import Named, each_file
+from lorakit.cli._shell import Named, files_argument
 from lorakit.cli._write import (
     finish_lora,
     finish_model,
@@ -56,9 +56,7 @@ _WITH_RECIPE = (
 
 
 @click.command()
-@click.argument(
-    "loras", nargs=-1, metavar="LORA...", shell_complete=complete_path, callback=each_file
-)
+@files_argument("loras", "LORA...", complete=complete_path, required=False)
 @click.option(
     "--into",
     metavar="MODEL",

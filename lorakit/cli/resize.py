@@ -12,7 +12,7 @@ from lorakit.cli._completion import complete_names, complete_path
 from lorakit.cli._inputs import load_stack, lora_specs, model_record
 from lorakit.cli._options import Common, rank_options, writing_options
 from lorakit.cli._progress import watching
-from lorakit.cli._shell import each_file
+from lorakit.cli._shell import files_argument
 from lorakit.cli._write import (
     finish_lora,
     recipe,
@@ -75,14 +75,7 @@ def _score_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command()
-@click.argument(
-    "loras",
-    nargs=-1,
-    required=True,
-    metavar="LORA...",
-    shell_complete=complete_path,
-    callback=each_file,
-)
+@files_argument("loras", "LORA...", complete=complete_path)
 @_score_options
 @writing_options
 @rank_options
