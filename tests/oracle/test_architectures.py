@@ -20,37 +20,25 @@ from lorakit.tensorfile.source import DictSource
 from tests import layouts
 from tests.helpers import dense, worst_error
 
-_NUMBERS = re.compile(r"(?<=[a-z])\.(\d+)(?=\.)")
+_BLOCK = re.compile(r"(?P<kind>.*?[a-z]\w*)\.(?P<number>\d+)\.")
 DIALECTS = ("kohya", "diffusers", "comfyui")
 EACH = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.id)
 IN_EACH_DIALECT = pytest.mark.parametrize("dialect", DIALECTS)
 
 
 def ends(architecture: Architecture) -> tuple[ModuleName, ...]:
-    """Return the modules outside of blocks, and those of the first and the last block of a kind.
-
-    A UNet's blocks hold attentions, and these transformer blocks: first and last of each, too.
-    """
+    """Return the modules outside of blocks, and those of the first and the last block of a kind."""
     names = architecture.build()
+    numbered = [(name, _BLOCK.match(name.module)) for name in names]
     last: dict[str, int] = {}
-    for name in names:
-        for kind, number in numbered(name.module):
-            last[kind] = max(last.get(kind, 0), number)
+    for _, found in numbered:
+        if found:
+            last[found["kind"]] = max(last.get(found["kind"], 0), int(found["number"]))
     return tuple(
         name
-        for name in names
-        if all(number in (0, last[kind]) for kind, number in numbered(name.module))
+        for name, found in numbered
+        if not found or int(found["number"]) in (0, last[found["kind"]])
     )
-
-
-def numbered(module: str) -> list[tuple[str, int]]:
-    """Return the lists that a module lies in, and its place in each; layers in a block are none."""
-    found = [(module[: at.start()], int(at[1])) for at in _NUMBERS.finditer(module)]
-    return [
-        (kind, number)
-        for i, (kind, number) in enumerate(found)
-        if i == 0 or kind.endswith(("attentions", "resnets", "transformer_blocks"))
-    ]
 
 
 def trained(architecture: Architecture, dialect: str, model: dict[str, Tensor]) -> list[str]:
