@@ -114,7 +114,7 @@ def test_every_module_of_the_whole_model_has_its_place(
 )
 @EACH
 def test_a_single_file_may_have_any_prefix(architecture: Architecture, prefix: str) -> None:
-    names = [name for name in ends(architecture) if name.component == architecture.denoiser]
+    names = [name for name in architecture.build() if name.component == architecture.denoiser]
     bare = layouts.original_layout(names, as_paths(layouts.tiny_model(names)))
     index = index_checkpoint({prefix + key: tuple(t.shape) for key, t in bare.items()})
     assert all(index.find(name.module) is not None for name in names)
@@ -129,7 +129,7 @@ def as_paths(model: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_every_module_is_found_and_baked_alike_into_both_layouts(
     architecture: Architecture, dialect: str
 ) -> None:
-    model = layouts.tiny_model(ends(architecture))
+    model = layouts.tiny_model(architecture.build())
     lora = load_lora(lora_file(architecture, dialect, model))
     assert set(lora.adapters) == set(trained(architecture, dialect, model))
     deltas = by_part(architecture, dense(lora))
@@ -157,7 +157,7 @@ def test_every_module_is_found_and_baked_alike_into_both_layouts(
 def test_what_was_baked_is_extracted_again_from_either_layout(
     architecture: Architecture, dialect: str
 ) -> None:
-    model = layouts.tiny_model(ends(architecture))
+    model = layouts.tiny_model(architecture.build())
     lora = load_lora(lora_file(architecture, dialect, model))
     expected = dense(lora)
     single, folder = layouts.as_single_file(architecture, model), layouts.as_folder(model)
