@@ -115,7 +115,7 @@ def _show_transfers(given: Options) -> None:
     target = torch.empty(COUNT, rows, columns, device=device)
     seconds = partial(measure.fastest, seconds=1 / given.factor, device=given.device)
     once = seconds(lambda: target.copy_(source, non_blocking=True))
-    ours = seconds(lambda: stacked(iter(matrices), COUNT, device))
+    ours = seconds(lambda: stacked(matrices, device))
     size = source.numel() * source.element_size()
     print(
         f"  to the device: {size / ours / 1e9:.2f} GB/s by two {'pinned ' if cuda else ''}buffers; "

@@ -105,21 +105,25 @@ class Model:
             raise FileFormatError(f"{self.source.name}: expected a weight of {module}, found none.")
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def difference(self, module: str, other: "Model") -> Tensor:
-        """Return this model's weight of a module less another's, [out, in · kh · kw] in fp32.
+    def difference(self, module: str, other: "Model", out: Tensor) -> None:
+        """Write this model's weight of a module less another's to `out`.
 
         Where both lie in their files as they are, neither is ever whole in memory.
+
+        Args:
+            module: of both models.
+            other: the model that is subtracted.
+            out: [out, in · kh · kw] in fp32.
 
         Raises:
             FileFormatError: a model lacks the module.
         """
         ours, theirs = self._span(module), other._span(module)
         if ours is None or theirs is None:
-            return difference(self.stored(module), other.stored(module))
-        shape = self.shape(module)
-        result = torch.empty(shape[0], math.prod(shape[1:]))
+            out.copy_(difference(self.stored(module), other.stored(module)))
+            return
         pairs = zip(blocks(self.source, *ours), blocks(other.source, *theirs), strict=True)
-        return subtracted(pairs, result)
+        subtracted(pairs, out)
 
     def streams(self, module: str) -> bool:
         """Tell whether a weight can be read block by block: it lies in a file as it is."""

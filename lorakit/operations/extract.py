@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from lorakit.adapters import is_vector
@@ -193,20 +194,27 @@ def _bytes_an_element(original: Model, tuned: Model, module: str, choice: Choice
 
 
 def _piece(original: Model, tuned: Model, module: str, choice: Choice) -> Piece:
-    def truth() -> Tensor:
-        delta = tuned.difference(module, original)
-        if not choice.min_change:
-            return delta
-        floor = choice.min_change * float(original.weight(module).norm())
-        return delta.zero_() if float(delta.norm()) < floor else delta
-
     shape = tuned.shape(module)
     rows, columns = flat(shape)
+
+    def write(room: Tensor) -> None:
+        tuned.difference(module, original, room)
+        if choice.min_change:
+            floor = choice.min_change * float(original.weight(module).norm())
+            if float(room.norm()) < floor:
+                room.zero_()
+
+    def truth() -> Tensor:
+        room = torch.empty(rows, columns)
+        write(room)
+        return room
+
     return Piece(
         module=module,
         block=block_of(module, tuned.index.architecture),
         shape=shape,
         truth=truth,
+        write=write,
         base=partial(original.weight, module) if choice.kind == "dora" else None,
         rank_bound=min(rows, columns),
         place=tuned.place(module),

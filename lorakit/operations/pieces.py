@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lorakit.adapters import is_vector
+from lorakit.linalg.devices import Writer
 from lorakit.linalg.factored import Factors, Framed
 from lorakit.linalg.ranks import Scorer
 
@@ -23,6 +24,7 @@ class Piece:
         block: its block id.
         shape: of ΔW: (out, in), (out, in, kh, kw), or (out,) for a bias or a norm.
         truth: makes ΔW as factors, or dense [out, in · kh · kw].
+        write: writes ΔW in fp32 into a matrix, where it is made as one.
         base: reads the weight that ΔW changes, where the output's kind needs it.
         rank_before: the largest rank among the inputs, None where ΔW is dense.
         rank_bound: no ΔW here has a larger rank, or none is kept where `capped`.
@@ -39,6 +41,7 @@ class Piece:
     block: str
     shape: tuple[int, ...]
     truth: Callable[[], Factors | Framed | Tensor]
+    write: Writer | None = None
     base: Callable[[], Tensor] | None = None
     rank_before: int | None = None
     rank_bound: int

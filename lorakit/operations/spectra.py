@@ -11,7 +11,7 @@ from torch import Tensor
 from lorakit.compute import Compute, ordered_map
 from lorakit.errors import LorakitError
 from lorakit.linalg.dense import TruncatedSvd, fixed_rank, svd_for_rule, truncated_svds
-from lorakit.linalg.devices import stacked
+from lorakit.linalg.devices import Writer, filled, stacked
 from lorakit.linalg.factored import (
     NOISE,
     Decomposition,
@@ -160,7 +160,7 @@ class _Solver:
         truths = [piece.truth() for piece in pieces]
         factors = [truth for truth in truths if isinstance(truth, Factors)]
         if len(factors) == len(truths) and len({one.rank for one in factors}) == 1:
-            found = self._decomposed(factors)
+            found = decomposed_together(*self._stacked(factors))
             return [
                 self._cut(piece, one, self._rule(piece))
                 for piece, one in zip(pieces, found, strict=True)
@@ -173,8 +173,7 @@ class _Solver:
         rank = fixed_rank(self.rule, conv=first.conv, shape=shape)
         if rank is None or any(piece.scorer is not None for piece in pieces):
             return None
-        truths = (made(piece.truth()) for piece in pieces)
-        deltas = stacked(truths, len(pieces), self.compute.torch_device)
+        deltas = filled([_writer(piece) for piece in pieces], shape, self.compute.torch_device)
         found = truncated_svds(deltas, rank=rank, method=self.method, seed_name=_START)
         return [
             self._of_dense(piece, one, self.rule) for piece, one in zip(pieces, found, strict=True)
@@ -194,10 +193,10 @@ class _Solver:
         if isinstance(truth, Framed):
             return self._cut(piece, truth.decomposed(), rule)
         if isinstance(truth, Factors):
-            (factored,) = self._decomposed([truth])
+            (factored,) = decomposed_together(*self._stacked([truth]))
             return self._cut(piece, factored, rule)
         found = svd_for_rule(
-            stacked([truth], 1, device)[0],
+            stacked([truth], device)[0],
             rule,
             conv=piece.conv,
             method=self.method,
@@ -206,11 +205,11 @@ class _Solver:
         )
         return self._of_dense(piece, found, rule)
 
-    def _decomposed(self, parts: Sequence[Factors]) -> list[Decomposition]:
+    def _stacked(self, parts: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+        """Return factors of one shape as [b, m, r] and [b, r, n] on the device."""
         device = self.compute.torch_device
-        ups = stacked((part.up for part in parts), len(parts), device)
-        downs = stacked((part.down for part in parts), len(parts), device)
-        return decomposed_together(ups, downs)
+        ups = stacked([part.up for part in parts], device)
+        return ups, stacked([part.down for part in parts], device)
 
     def _of_dense(self, piece: Piece, found: TruncatedSvd, rule: RankRule) -> Found:
         first = partial(_first, Svd(u=found.u, s=found.s, v=found.v))
@@ -246,6 +245,13 @@ class _Solver:
         order = order[: rank if self.rule.size is None else len(s)]
         directions = _picked(first(int(order.max()) + 1 if len(order) else 0), order)
         return Spectrum(svd=_host(directions), energy=energy, note=note, scores=scores), rank
+
+
+def _writer(piece: Piece) -> Writer:
+    def write(room: Tensor) -> None:
+        room.copy_(made(piece.truth()))
+
+    return piece.write or write
 
 
 def _first(found: Svd, rank: int) -> Svd:

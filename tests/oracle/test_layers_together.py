@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import synthetic
 import torch
+from torch import Tensor
 
 import lorakit
 from lorakit.compute import Compute
 from lorakit.errors import NumericsError
 from lorakit.linalg import dense
-from lorakit.linalg.devices import stacked
+from lorakit.linalg.devices import Writer, filled, stacked
 from lorakit.lorafile import LoraFile
 from lorakit.operations import spectra
 from lorakit.operations.pieces import Piece
@@ -118,13 +119,20 @@ def test_a_card_without_room_takes_half_at_a_time_and_at_last_the_cpu_does_it(
     room: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def cramped(matrices: Sequence[torch.Tensor], count: int, device: torch.device) -> torch.Tensor:
+    def checked(count: int, device: torch.device) -> torch.device:
         # The CPU, which takes over in the end, is asked for by its plain name.
         if count > room and device == torch.device("cpu", 0):
             raise torch.OutOfMemoryError("no room")
-        return stacked(matrices, count, torch.device("cpu"))
+        return torch.device("cpu")
 
-    monkeypatch.setattr(spectra, "stacked", cramped)
+    def one(matrices: Sequence[Tensor], device: torch.device) -> Tensor:
+        return stacked(matrices, checked(len(matrices), device))
+
+    def several(writers: Sequence[Writer], shape: tuple[int, int], device: torch.device) -> Tensor:
+        return filled(writers, shape, checked(len(writers), device))
+
+    monkeypatch.setattr(spectra, "stacked", one)
+    monkeypatch.setattr(spectra, "filled", several)
     card = Compute(device="cpu:0", threads=2, together=8)
     found = extracted(models, card)
     check_same(found, one_by_one)
@@ -149,11 +157,11 @@ def test_a_broken_layer_among_others_is_named() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", [*DEVICES, "cpu:0"])
 def test_stacked_matrices_arrive_in_order(count: int, device: str) -> None:
     matrices = [torch.full((3, 4), float(place)) for place in range(count)]
-    found = stacked(iter(matrices), count, torch.device(device))
-    assert found.device.type == device
+    found = stacked(matrices, torch.device(device))
+    assert found.device.type == torch.device(device).type
     assert torch.equal(found.cpu(), torch.stack(matrices))
 
 
