@@ -25,6 +25,7 @@ class Piece:
         shape: of ΔW: (out, in), (out, in, kh, kw), or (out,) for a bias or a norm.
         truth: makes ΔW as factors, or dense [out, in · kh · kw].
         write: writes ΔW in fp32 into a matrix, where it is made as one.
+        single: makes ΔW as factors in fp32, where it is a sum of such as are stored in 16 bits.
         base: reads the weight that ΔW changes, where the output's kind needs it.
         rank_before: the largest rank among the inputs, None where ΔW is dense.
         rank_bound: no ΔW here has a larger rank, or none is kept where `capped`.
@@ -42,6 +43,7 @@ class Piece:
     shape: tuple[int, ...]
     truth: Callable[[], Factors | Framed | Tensor]
     write: Writer | None = None
+    single: Callable[[], Factors] | None = None
     base: Callable[[], Tensor] | None = None
     rank_before: int | None = None
     rank_bound: int

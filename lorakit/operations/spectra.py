@@ -22,6 +22,7 @@ from lorakit.linalg.factored import (
     numerical_rank,
 )
 from lorakit.linalg.ranks import RankRule, choose_rank
+from lorakit.linalg.single import leading_together
 from lorakit.linalg.tiles import dense as made
 from lorakit.operations.pieces import Piece
 
@@ -157,6 +158,12 @@ class _Solver:
         """Decompose in batches what lends itself to it: dense at one rank, or factors of one."""
         if pieces[0].rank_before is None:
             return self._dense_batch(pieces)
+        found = self._in_single(pieces)
+        left = [piece for piece, one in zip(pieces, found, strict=True) if one is None]
+        others = iter(self._in_double(left) if left else ())
+        return [next(others) if one is None else one for one in found]
+
+    def _in_double(self, pieces: Sequence[Piece]) -> list[Found]:
         truths = [piece.truth() for piece in pieces]
         factors = [truth for truth in truths if isinstance(truth, Factors)]
         if len(factors) == len(truths) and len({one.rank for one in factors}) == 1:
@@ -181,9 +188,24 @@ class _Solver:
 
     def _alone(self, piece: Piece) -> Found:
         try:
-            return self._chosen_of(piece, piece.truth())
+            return self._in_single([piece])[0] or self._chosen_of(piece, piece.truth())
         except LorakitError as error:
             raise type(error)(f"{piece.module} {error}") from error
+
+    def _in_single(self, pieces: Sequence[Piece]) -> list[Found | None]:
+        """Decompose in fp32, for a fixed rank, sums of factors that are stored in 16 bits."""
+        makers = [piece.single for piece in pieces if piece.single and not piece.scorer]
+        rank = self.rule.cap(pieces[0].conv) if self.rule.whole else None
+        if rank is None or len(makers) < len(pieces):
+            return [None] * len(pieces)
+        factors = [make() for make in makers]
+        if len({one.rank for one in factors}) > 1:
+            return [None] * len(pieces)
+        found = leading_together(*self._stacked(factors), rank)
+        return [
+            None if one is None else self._cut(piece, one, self.rule)
+            for piece, one in zip(pieces, found, strict=True)
+        ]
 
     def _rule(self, piece: Piece) -> RankRule:
         return RankRule(rank=piece.rank_bound) if self.rule.exact and piece.capped else self.rule

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lorakit.adapters import Adapter, Lora
 from lorakit.errors import AdapterError
-from lorakit.linalg.factored import Factors, Framed
+from lorakit.linalg.factored import Factors, Framed, join
 from lorakit.linalg.tiles import Change, Tiled, size, summable
 from lorakit.linalg.tiles import dense as made
 from lorakit.lorafile import LoraFile
@@ -163,6 +163,7 @@ def sum_piece(
         block=block,
         shape=shape,
         truth=lambda: _untiled(mix.of(module, parts, read() if read else None, conv=conv)),
+        single=_single(parts) if mix.method.plain else None,
         base=base,
         floor=largest if len(parts) > 1 else None,
         rank_before=max(known, default=None),
@@ -170,6 +171,18 @@ def sum_piece(
         capped=mix.dense and not unranked,
         cost=40 * rows * columns if dense else 40 * (rows + columns) * rank,
     )
+
+
+def _single(parts: Sequence[Part]) -> Callable[[], Factors] | None:
+    """Return what makes Σ strength · ΔW in fp32; None where a part is not of narrow factors."""
+    narrow = [
+        (part.adapter, part.strength)
+        for part in parts
+        if isinstance(part.adapter, Lora) and part.adapter.narrow
+    ]
+    if len(narrow) < len(parts):
+        return None
+    return lambda: join([adapter.single(strength) for adapter, strength in narrow])
 
 
 def _bound(adapter: Adapter) -> float:
