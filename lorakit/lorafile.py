@@ -20,7 +20,6 @@ from lorakit.names.loratable import RANKED
 from lorakit.peftconfig import AlphaOf, alpha_from_metadata
 from lorakit.peftfolder import is_peft_folder, open_peft
 from lorakit.report import name_some
-from lorakit.tensorfile.metadata import model_hash
 from lorakit.tensorfile.plain import check_unchanged
 from lorakit.tensorfile.source import (
     DictSource,
@@ -29,6 +28,7 @@ from lorakit.tensorfile.source import (
     open_source,
     torch_dtype,
 )
+from lorakit.tensorfile.whole import in_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -95,9 +95,9 @@ def load_lora(
     # The hash is a third of the work, and takes no hold of the interpreter. A tensor of a LoRA is
     # too small to be shared out over threads that wait for each other.
     with one_blas_thread(), ThreadPoolExecutor(1) as pool:
-        hashed = None if header_only else pool.submit(model_hash, source)
+        held, hashed = (source, None) if header_only else in_memory(source, pool)
         adapters = {
-            module: _adapter(source, module, spellings, alpha_of, header_only)
+            module: _adapter(held, module, spellings, alpha_of, header_only)
             for module, spellings in keys.modules.items()
         }
     check_unchanged(source)

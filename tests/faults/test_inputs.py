@@ -1,5 +1,6 @@
 """An input that is cut off or changed while it is read is told, and no output is made of it."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 
 from lorakit import models
 from lorakit.lorafile import load_lora
-from lorakit.tensorfile import plain, relabel, sinks
+from lorakit.tensorfile import relabel, sinks, whole
 from lorakit.tensorfile.header import Extent
 from tests.faults.scenes import PAST_THE_CACHE, content, output_of
 from tests.helpers import refused, run, tensors_of
@@ -60,6 +61,19 @@ def when_asked(
     return asked
 
 
+def when_read(number: int, step: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do something before a block of a LoRA is read, the first, the second or so on."""
+    read, count = whole.read_exactly, itertools.count(1)
+
+    def meanwhile(file: BinaryIO, path: Path, buffer: memoryview) -> None:
+        if next(count) == number:
+            step()
+        read(file, path, buffer)
+
+    monkeypatch.setattr(whole, "_BLOCK", 2**12)
+    monkeypatch.setattr(whole, "read_exactly", meanwhile)
+
+
 @pytest.mark.parametrize("scene", ["bake", PAST_THE_CACHE, "diffusers folder"])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_model_that_changes_while_it_is_baked(
@@ -92,7 +106,7 @@ def test_a_lora_that_changes_while_it_is_loaded(
 ) -> None:
     file = tmp_path / "mine.safetensors"
     file.write_bytes((made / "a.safetensors").read_bytes())
-    when_asked(5, plain.FileSource, lambda: change(file), monkeypatch)
+    when_read(3, lambda: change(file), monkeypatch)
     words = refused("merge", file, "-o", tmp_path / "out.safetensors")
     assert "mine.safetensors" in words
     assert [entry.name for entry in tmp_path.iterdir()] in ([], ["mine.safetensors"])
@@ -106,16 +120,12 @@ def test_a_lora_that_another_takes_the_place_of_is_read_as_one_or_the_other(
     first = tensors_of(made / "a.safetensors")
     save_file(first, file)
     other = {key: tensor + 1 if tensor.ndim else tensor for key, tensor in first.items()}
-    get, asked = plain.FileSource.get, []
 
-    def meanwhile(self: plain.FileSource, key: str) -> torch.Tensor:
-        asked.append(key)
-        if len(asked) == 5:
-            save_file(other, tmp_path / "new")
-            (tmp_path / "new").replace(file)
-        return get(self, key)
+    def replace() -> None:
+        save_file(other, tmp_path / "new")
+        (tmp_path / "new").replace(file)
 
-    monkeypatch.setattr(plain.FileSource, "get", meanwhile)
+    when_read(3, replace, monkeypatch)
     words = refused("merge", file, "-o", tmp_path / "out.safetensors")
     assert "mine.safetensors" in words and "changed" in words
 

@@ -1,0 +1,92 @@
+"""A file read at once: its tensors are views of one buffer, which is hashed while it fills."""
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lorakit.tensorfile.dtypes import bytes_of, torch_dtype
+from lorakit.tensorfile.extents import opened
+from lorakit.tensorfile.header import Extent, Spec, layout
+from lorakit.tensorfile.metadata import model_hash
+from lorakit.tensorfile.plain import FileSource, TensorSource
+from lorakit.tensorfile.reading import read_exactly, reading
+
+_BLOCK = 2**23
+_HALVES = ("F4",)
+"""Dtypes whose elements share a byte: torch shapes them otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Whole:
+    """A file whose bytes are all in memory; every `get` of a tensor shares them.
+
+    Args:
+        source: the file.
+        data: the bytes behind its header.
+    """
+
+    source: FileSource
+    data: Tensor
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return self.source.name
+
+    @property
+    def specs(self) -> Mapping[str, Spec]:
+        """The file's specs."""
+        return self.source.specs
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The file's metadata."""
+        return self.source.metadata
+
+    def get(self, key: str) -> Tensor:
+        """Return a tensor that shares its bytes with the buffer."""
+        spec, header = self.specs[key], self.source.header
+        if not spec.nbytes or spec.dtype in _HALVES:
+            return self.source.get(key)
+        start = header.extents[key].offset - header.data_start
+        stored = self.data[start : start + spec.nbytes]
+        return stored.view(torch_dtype(spec.dtype)).reshape(spec.shape)
+
+    def extent(self, key: str) -> Extent | None:
+        """Tell where a tensor's bytes lie."""
+        return self.source.extent(key)
+
+
+def in_memory(source: TensorSource, worker: Executor) -> tuple[TensorSource, Future[str]]:
+    """Read a safetensors file at once, and hash it meanwhile; other sources stay as they are.
+
+    A tensor at a time takes twice as long for a LoRA, of thousands of small ones.
+
+    Args:
+        source: what is read as a whole.
+        worker: of one thread; what it is given it does in order.
+
+    Returns:
+        The source, and the SHA-256 of the tensors' bytes: see `metadata.model_hash`.
+
+    Raises:
+        FileFormatError: the file cannot be read, or has changed.
+    """
+    if not isinstance(source, FileSource) or layout(source.specs) != list(source.specs):
+        return source, worker.submit(model_hash, source)
+    header = source.header
+    size = header.size - header.data_start
+    if not size:
+        return source, worker.submit(model_hash, source)
+    data, digest = torch.empty(size, dtype=torch.uint8), hashlib.sha256()
+    everything = Extent(source.path, header.data_start, size, header.stamp)
+    with opened(everything) as file, reading(source.path):
+        for start in range(0, size, _BLOCK):
+            block = bytes_of(data[start : start + _BLOCK])
+            read_exactly(file, source.path, block)
+            worker.submit(digest.update, block)
+    return Whole(source=source, data=data), worker.submit(digest.hexdigest)
