@@ -43,7 +43,10 @@ class Measured:
 def python(*arguments: str | Path) -> Ran:
     """Run this Python with arguments and wait for its end."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"}
+    # Whatever this environment wants, an installed package comes with its bytecode.
+    bytecode = {"PYTHONDONTWRITEBYTECODE": ""}
+    where = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8"}
+    environment = {**os.environ, **bytecode, **where}
     start = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, *map(str, arguments)],
