@@ -66,10 +66,8 @@ def _decomposed(
     if int(failed) or not float(torch.linalg.matrix_norm(inverse)) < _DEPENDENT:
         return None
     core = lower.T * lengths
-    v = torch.linalg.eigh(core @ left @ core.T).eigenvectors.flip(1)
-    turn = core.T @ v
-    energies = ((left @ turn) * turn).sum(dim=0).clamp(min=0)
-    s = torch.cummin(energies.sqrt(), dim=0).values
+    energies, vectors = (found.flip(-1) for found in torch.linalg.eigh(core @ left @ core.T))
+    s, v = energies.clamp(min=0).sqrt(), vectors[:, :rank]
     parts = float(torch.linalg.vector_norm(weights * lengths))
     clear = float(s[rank - 1]) > _FAINT * max(float(s[0]), parts)
     if not clear or float(energies[rank:].sum()) < _LEFT_OUT * float(energies.sum()):
@@ -77,8 +75,9 @@ def _decomposed(
     return Decomposition(
         s=s,
         left=lambda directions: up @ directions.to(up),
-        right=lambda directions: down.mT @ directions.to(down),
-        cores=(turn[:, :rank] / s[:rank], (inverse.T / lengths[:, None]) @ v[:, :rank]),
+        # Along the rows of `down`, which are those of the file too.
+        right=lambda directions: (directions.T.to(down) @ down).T,
+        cores=(core.T @ v / s[:rank], (inverse.T / lengths[:, None]) @ v),
         like=up,
     )
 

@@ -15,7 +15,7 @@ from lorakit.tensorfile.casting import stored
 from lorakit.tensorfile.copying import check_size
 from lorakit.tensorfile.dtypes import bytes_of
 from lorakit.tensorfile.header import Extent, Spec, format_header, layout
-from lorakit.tensorfile.plain import TensorSource
+from lorakit.tensorfile.plain import DictSource, TensorSource
 from lorakit.tensorfile.sinks import Sink, sink_of
 
 WHAT = "bytes written"
@@ -112,6 +112,10 @@ def _write(sink: Sink, steps: list[Step], values: Iterator[Tensor]) -> Iterator[
 def _values(
     source: TensorSource, specs: Mapping[str, Spec], keys: list[str], compute: Compute
 ) -> Generator[Tensor, None, None]:
+    if isinstance(source, DictSource):
+        # Nothing is to be computed: a worker would take longer to be asked than to answer.
+        yield from (stored(source, key) for key in keys)
+        return
     yield from ordered_map(
         lambda key: stored(source, key), keys, compute=compute, cost=_cost(source, specs)
     )
