@@ -26,13 +26,16 @@ class Compute:
     """The device of the linear algebra, the number of workers and the bytes in flight at once.
 
     `together` is how many layers of one shape a worker takes at once: a card wants many, and on a
-    CPU four small ones take three quarters of the time of one after another.
+    CPU four small ones take three quarters of the time of one after another. `narrow` rounds the
+    factors of a LoRA as they are made, where they are to be stored in 16 bits: half the memory, for
+    what is only saved.
     """
 
     device: str = "cpu"
     threads: int = 1
     memory: int = DEFAULT_MEMORY
     together: int = 1
+    narrow: bool = False
 
     @staticmethod
     def of(

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -59,10 +59,11 @@ class Common:
     recipe: Mapping[str, Any] | None = None
 
     def compute(self) -> "Compute":
-        """Choose the device, the workers and the bytes in flight."""
+        """Choose the device, the workers and the bytes in flight; what is made is only saved."""
         from lorakit.compute import Compute
 
-        return Compute.of(device=self.device, threads=self.threads, memory=self.memory)
+        chosen = Compute.of(device=self.device, threads=self.threads, memory=self.memory)
+        return replace(chosen, narrow=True)
 
 
 class Size(click.ParamType[int]):

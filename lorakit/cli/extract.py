@@ -206,7 +206,15 @@ def _from_loras(sides: tuple[Side, Side], settings: "Settings", common: Common) 
         loras = [lora for lora, _ in difference(*stacks)]
         dtype = common.dtype or joint_dtype(lora.dtype for lora in loras)
         rule = settings["rule"]
-        plan = plan_lora("extract", pieces, rule=rule, dtype=dtype, inputs=loras, compute=compute)
+        plan = plan_lora(
+            "extract",
+            pieces,
+            rule=rule,
+            dtype=dtype,
+            inputs=loras,
+            compute=compute,
+            alpha=settings["alpha"],
+        )
         return None, plan, pieces
     with watching(quiet=common.quiet) as progress:
         lora, report = subtract(
@@ -236,7 +244,15 @@ def _from_models(sides: tuple[Side, Side], settings: "Settings", common: Common)
     )
     if common.dry_run:
         rule, dtype = settings["rule"], settings["choice"].dtype
-        plan = plan_lora("extract", pieces, rule=rule, dtype=dtype, inputs=[], compute=compute)
+        plan = plan_lora(
+            "extract",
+            pieces,
+            rule=rule,
+            dtype=dtype,
+            inputs=[],
+            compute=compute,
+            alpha=settings["alpha"],
+        )
         return None, plan, pieces
     with watching(quiet=common.quiet) as progress:
         lora, report = extract_lora(

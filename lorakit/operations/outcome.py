@@ -8,7 +8,7 @@ from lorakit.compute import Compute
 from lorakit.errors import UnmatchedError
 from lorakit.linalg.ranks import RankRule
 from lorakit.lorafile import LoraFile
-from lorakit.operations.budget import ITEMSIZE, budget_of
+from lorakit.operations.budget import budget_of
 from lorakit.operations.choice import Choice
 from lorakit.operations.pieces import Piece
 from lorakit.operations.truncation import truncate
@@ -44,7 +44,7 @@ def from_pieces(
         names=budget.names,
         compute=compute,
         alpha=alpha,
-        itemsize=ITEMSIZE.get(like.dtype, 1),
+        dtype=like.dtype,
         method=choice.svd,
         kind=choice.kind,
         progress=progress,

@@ -10,6 +10,7 @@ from lorakit.models import Applied, stored_specs
 from lorakit.operations.budget import ITEMSIZE
 from lorakit.operations.pieces import KEY_OVERHEAD, Piece
 from lorakit.operations.spectra import bytes_of_group
+from lorakit.operations.truncation import held_in
 from lorakit.report import Plan, Report, Row
 from lorakit.tensorfile.header import format_header
 
@@ -25,6 +26,7 @@ def plan_lora(
     dtype: str,
     inputs: Sequence[LoraFile],
     compute: Compute,
+    alpha: float | None = None,
 ) -> Report:
     """Return the ranks that a rule can reach at most, the output's size and the memory for it."""
     rows = []
@@ -43,13 +45,15 @@ def plan_lora(
         )
     size = kept * ITEMSIZE.get(dtype, 1) + KEY_OVERHEAD * len(rows)
     held = sum(lora.nbytes for lora in {id(lora): lora for lora in inputs}.values())
+    rounded = rule.size is None and held_in(dtype, alpha=alpha, compute=compute) is not None
+    made = size if rounded else 4 * kept + size
     return Report(
         command=command,
         rows=tuple(rows),
         plan=Plan(
             layers=len(rows),
             output_bytes=size if rule.size is None else min(size, rule.size),
-            peak_bytes=PROCESS + held + 4 * kept + size + _in_flight(pieces, rule, compute),
+            peak_bytes=PROCESS + held + made + _in_flight(pieces, rule, compute),
             device=compute.device,
             threads=compute.threads,
         ),

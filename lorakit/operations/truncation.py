@@ -13,11 +13,14 @@ from lorakit.errors import AdapterError
 from lorakit.linalg.factored import Factors, Svd, balanced, dense
 from lorakit.linalg.ranks import RankRule, kept, ranks_for_size
 from lorakit.linalg.tiles import dense as made
+from lorakit.operations.budget import ITEMSIZE
 from lorakit.operations.pieces import Piece
 from lorakit.operations.spectra import Found, Spectrum, spectra
 from lorakit.progress import Progress, silent
 from lorakit.report import Row
+from lorakit.tensorfile.casting import is_finite
 
+_HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 CANCELS = 1e-6
 """What is left of vectors that cancel, relative: the rounding of fp32 sums."""
 
@@ -28,7 +31,7 @@ def truncate(
     rule: RankRule,
     compute: Compute,
     alpha: float | None = None,
-    itemsize: int = 2,
+    dtype: str = "F16",
     method: str = "auto",
     kind: str = "lora",
     names: Mapping[str, int] | None = None,
@@ -43,7 +46,7 @@ def truncate(
         rule: how many directions to keep; `rule.exact` keeps the numerical rank.
         compute: device, workers, bytes in flight.
         alpha: what to store as alpha, ΔW unchanged; None for the rank.
-        itemsize: bytes of a stored number, for `rule.size`.
+        dtype: what the tensors are to be stored in: bytes for `rule.size`, and see `Compute`.
         method: for dense ΔW: "auto", "exact" or "fast".
         kind: "lora", "dora", or "full" for ΔW itself.
         names: module -> bytes that it costs besides its directions, for `rule.size`.
@@ -56,27 +59,54 @@ def truncate(
     ranked = [piece for piece in pieces if not piece.vector and kind != "full"]
     adapters: dict[str, Adapter] = {}
     rows: dict[str, Row] = {}
+    stored = held_in(dtype, alpha=alpha, compute=compute)
     found = spectra(ranked, rule=rule, compute=compute, method=method)
     if rule.size is not None:
-        found = _within_size(dict(found), rule, itemsize, names or {})
+        found = _within_size(dict(found), rule, ITEMSIZE.get(dtype, 1), names or {})
     for piece, (spectrum, rank) in found:
         rows[piece.module] = _row(piece, spectrum, rank)
         if rank:
-            adapter = _adapter(piece, spectrum.svd, rank, alpha)
-            adapters[piece.module] = adapter
+            lora = _adapter(piece, spectrum.svd, rank, alpha)
+            adapter: Adapter = lora
             if kind == "dora":
-                adapters[piece.module], rows[piece.module] = as_dora(
-                    piece, adapter, rows[piece.module]
-                )
+                adapter, rows[piece.module] = as_dora(piece, lora, rows[piece.module])
+            adapters[piece.module] = _rounded(adapter, stored)
         progress("layers", len(rows), len(pieces))
     for piece, change in zip(
         whole, ordered_map(_dense, whole, compute=compute, cost=lambda p: p.cost), strict=True
     ):
         rows[piece.module] = row = _whole_row(piece, change)
         if row.norm:
-            adapters[piece.module] = Full(diff=change.float().reshape(piece.shape))
+            full = Full(diff=change.float().reshape(piece.shape))
+            adapters[piece.module] = _rounded(full, stored)
         progress("layers", len(rows), len(pieces))
     return {m: adapters[m] for m in sorted(adapters)}, tuple(rows[p.module] for p in pieces)
+
+
+def held_in(dtype: str, *, alpha: float | None, compute: Compute) -> torch.dtype | None:
+    """Return what the tensors are rounded to as they are made, None where they are held in fp32."""
+    # Another alpha than the rank may rescale them when they are written.
+    return _HALVES.get(dtype) if compute.narrow and alpha is None else None
+
+
+def _rounded(adapter: Adapter, dtype: torch.dtype | None) -> Adapter:
+    """Round an adapter's tensors; what overflows stays as it is, for the writer to tell of."""
+    if dtype is None:
+        return adapter
+    if isinstance(adapter, Dora):
+        inner = _rounded(adapter.inner, dtype)
+        return replace(adapter, inner=inner, magnitude=_fitting(adapter.magnitude, dtype))
+    if isinstance(adapter, Full):
+        return replace(adapter, diff=_fitting(adapter.diff, dtype))
+    if isinstance(adapter, Lora):
+        up, down = _fitting(adapter.up, dtype), _fitting(adapter.down, dtype)
+        return replace(adapter, up=up, down=down)
+    return adapter
+
+
+def _fitting(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    found = tensor.to(dtype)
+    return found if is_finite(found) else tensor
 
 
 def _dense(piece: Piece) -> Tensor:
