@@ -74,13 +74,6 @@ class Lora:
         """Whether ΔW is a product of two factors of 16 bits: fp32 holds each of its terms."""
         return self.mid is None and max(t.dtype.itemsize for t in (self.up, self.down)) <= 2
 
-    def single(self, strength: float = 1.0) -> Factors:
-        """Return strength · ΔW of a narrow LoRA as factors in fp32."""
-        factor, up = self.scale * strength, self.up.flatten(1).float()
-        return Factors(
-            up=up if factor == 1.0 else up.mul_(factor), down=self.down.flatten(1).float()
-        )
-
     def scaled(self, strength: float, base: Tensor | None = None) -> "Lora":
         """Scale ΔW once and exactly: the size goes into alpha, the sign into `up`.
 

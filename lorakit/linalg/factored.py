@@ -325,10 +325,15 @@ def core_svd(core: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, Ten
 
 
 def fixed_signs(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn each pair of directions so that the largest entry of u's column is positive."""
+    """Turn each pair of directions so that the largest entry of u's column is positive.
+
+    Args:
+        u: [m, k], or several of them.
+        v: [n, k], or as many of them.
+    """
     if not u.numel():
         return u, v
-    signs = torch.where(-u.amin(dim=0) > u.amax(dim=0), -1.0, 1.0).to(u.dtype)
+    signs = torch.where(-u.amin(dim=-2) > u.amax(dim=-2), -1.0, 1.0).to(u.dtype).unsqueeze(-2)
     return u * signs, v * signs
 
 

@@ -1,9 +1,16 @@
 """The leading directions of up @ down by products in fp32, where those are exact enough."""
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from lorakit.linalg.factored import Decomposition
+from lorakit.linalg.dense import TruncatedSvd
+from lorakit.linalg.devices import filled
+from lorakit.linalg.factored import fixed_signs
 
 _DEPENDENT = 100.0
 _FAINT = 1e-2
@@ -13,8 +20,52 @@ _ROWS = 2048
 """Rows whose products are summed in fp32; the sum of more is taken in fp64."""
 
 
-def leading_together(ups: Tensor, downs: Tensor, rank: int) -> list[Decomposition | None]:
-    """Return the singular values of b products, from which `rank` directions can be made.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Term:
+    """A matrix [m, n] = factor · up @ down.
+
+    Args:
+        up: [m, r], in 16 bits.
+        down: [r, n], likewise.
+        factor: what their product is multiplied by.
+    """
+
+    up: Tensor
+    down: Tensor
+    factor: float
+
+
+def side_by_side(sums: Sequence[Sequence[Term]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return sums of terms as the products of ups [b, m, r] and downs [b, r, n] in fp32.
+
+    Args:
+        sums: of one shape, and of as many directions each.
+        device: where the products are to be.
+    """
+    rank = sum(_ranks(sums[0]))
+    rows, columns = len(sums[0][0].up), sums[0][0].down.shape[1]
+    ups = filled([partial(_write_ups, terms) for terms in sums], (rows, rank), device)
+    return ups, filled([partial(_write_downs, terms) for terms in sums], (rank, columns), device)
+
+
+def _write_ups(terms: Sequence[Term], room: Tensor) -> None:
+    for term, place in zip(terms, torch.split(room, _ranks(terms), dim=1), strict=True):
+        place.copy_(term.up)
+        if term.factor != 1.0:
+            place.mul_(term.factor)
+
+
+def _write_downs(terms: Sequence[Term], room: Tensor) -> None:
+    for term, place in zip(terms, torch.split(room, _ranks(terms)), strict=True):
+        place.copy_(term.down)
+
+
+def _ranks(terms: Sequence[Term]) -> list[int]:
+    return [len(term.down) for term in terms]
+
+
+def leading_together(ups: Tensor, downs: Tensor, rank: int) -> list[TruncatedSvd | None]:
+    """Return the `rank` leading directions of each of b products.
 
     The Gram matrices are of products in fp32, and all else is in fp64. What comes of the directions
     is a projection of ΔW even so, whose error is above the best one by δ² only, where δ tells how
@@ -35,11 +86,48 @@ def leading_together(ups: Tensor, downs: Tensor, rank: int) -> list[Decompositio
     count, rows, inner = ups.shape
     if rank >= inner or inner >= downs.shape[2] or inner > rows:
         return [None] * count
-    lefts, rights = _gram(ups).cpu(), _gram(downs.mT).cpu()
+    left, right = _gram(ups).cpu(), _gram(downs.mT).cpu()
+    weights, lengths = (gram.diagonal(dim1=-2, dim2=-1).sqrt() for gram in (left, right))
+    # A zero column has no part in the sum; a zero row fails as it should.
+    fits = _in_range(torch.where(weights > 0, weights, 1.0)) & _in_range(lengths)
+    lower, failed = torch.linalg.cholesky_ex(right / lengths[:, None] / lengths[:, :, None])
+    one = torch.eye(inner, dtype=lower.dtype).expand_as(lower)
+    inverse = torch.linalg.solve_triangular(lower, one, upper=False)
+    # Rows of length one: the square of this times eps is δ.
+    fits &= (failed == 0) & (torch.linalg.matrix_norm(inverse) < _DEPENDENT)
+    if not bool(fits.all()):
+        return _each(ups, downs, rank)
+    core = lower.mT * lengths[:, None]
+    energies, vectors = (found.flip(-1) for found in torch.linalg.eigh(core @ left @ core.mT))
+    s, v = energies.clamp(min=0).sqrt()[:, :rank], vectors[:, :, :rank]
+    parts = torch.linalg.vector_norm(weights * lengths, dim=1)
+    rest, whole = energies[:, rank:].sum(dim=1), energies.sum(dim=1)
+    clear = s[:, -1] > _FAINT * torch.maximum(s[:, 0], parts)
+    if not bool((clear & (rest >= _LEFT_OUT * whole)).all()):
+        return _each(ups, downs, rank)
+    near = ups @ (core.mT @ v / s[:, None]).to(ups)
+    # Along the rows of `down`, which are those of the file too.
+    far = (((inverse.mT / lengths[:, :, None]) @ v).mT.to(downs) @ downs).mT
+    near, far = fixed_signs(near, far)
     return [
-        _decomposed(up, down, left, right, rank)
-        for up, down, left, right in zip(ups, downs, lefts, rights, strict=True)
+        TruncatedSvd(
+            u=near[place],
+            s=s[place],
+            v=far[place],
+            energy_total=total,
+            residual=math.sqrt(max(0.0, left_out) / total),
+            exact=True,
+        )
+        for place, (total, left_out) in enumerate(zip(whole.tolist(), rest.tolist(), strict=True))
     ]
+
+
+def _each(ups: Tensor, downs: Tensor, rank: int) -> list[TruncatedSvd | None]:
+    """Decide each of several by itself; one that is alone is refused."""
+    if len(ups) == 1:
+        return [None]
+    pairs = zip(ups, downs, strict=True)
+    return [leading_together(up[None], down[None], rank)[0] for up, down in pairs]
 
 
 def _gram(sides: Tensor) -> Tensor:
@@ -52,36 +140,6 @@ def _gram(sides: Tensor) -> Tensor:
     return total
 
 
-def _decomposed(
-    up: Tensor, down: Tensor, left: Tensor, right: Tensor, rank: int
-) -> Decomposition | None:
-    """Decompose up @ down, of which left = up.T @ up and right = down @ down.T in fp64."""
-    lengths, weights = right.diagonal().sqrt(), left.diagonal().sqrt()
-    if not (_in_range(lengths) and _in_range(weights[weights > 0])):
-        return None
-    lower, failed = torch.linalg.cholesky_ex(right / lengths / lengths[:, None])
-    one = torch.eye(len(lower), dtype=lower.dtype)
-    inverse = torch.linalg.solve_triangular(lower, one, upper=False)
-    # Rows of length one: the square of this times eps is δ.
-    if int(failed) or not float(torch.linalg.matrix_norm(inverse)) < _DEPENDENT:
-        return None
-    core = lower.T * lengths
-    energies, vectors = (found.flip(-1) for found in torch.linalg.eigh(core @ left @ core.T))
-    s, v = energies.clamp(min=0).sqrt(), vectors[:, :rank]
-    parts = float(torch.linalg.vector_norm(weights * lengths))
-    clear = float(s[rank - 1]) > _FAINT * max(float(s[0]), parts)
-    if not clear or float(energies[rank:].sum()) < _LEFT_OUT * float(energies.sum()):
-        return None
-    return Decomposition(
-        s=s,
-        left=lambda directions: up @ directions.to(up),
-        # Along the rows of `down`, which are those of the file too.
-        right=lambda directions: (directions.T.to(down) @ down).T,
-        cores=(core.T @ v / s[:rank], (inverse.T / lengths[:, None]) @ v),
-        like=up,
-    )
-
-
-def _in_range(lengths: Tensor) -> bool:
+def _in_range(lengths: Tensor) -> Tensor:
     low, high = _RANGE
-    return bool(((lengths > low) & (lengths < high)).all())
+    return ((lengths > low) & (lengths < high)).all(dim=1)

@@ -1,7 +1,7 @@
 """One module's exact ΔW on its way to a LoRA, made when it is asked for."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from lorakit.adapters import is_vector
 from lorakit.linalg.devices import Writer
 from lorakit.linalg.factored import Factors, Framed
 from lorakit.linalg.ranks import Scorer
+from lorakit.linalg.single import Term
 
 KEY_OVERHEAD = 3 * 200
 """Bytes that a kept module's three entries take in the header, names included, at the most."""
@@ -25,7 +26,7 @@ class Piece:
         shape: of ΔW: (out, in), (out, in, kh, kw), or (out,) for a bias or a norm.
         truth: makes ΔW as factors, or dense [out, in · kh · kw].
         write: writes ΔW in fp32 into a matrix, where it is made as one.
-        single: makes ΔW as factors in fp32, where it is a sum of such as are stored in 16 bits.
+        terms: what ΔW is the sum of, where that is products of factors in 16 bits.
         base: reads the weight that ΔW changes, where the output's kind needs it.
         rank_before: the largest rank among the inputs, None where ΔW is dense.
         rank_bound: no ΔW here has a larger rank, or none is kept where `capped`.
@@ -43,7 +44,7 @@ class Piece:
     shape: tuple[int, ...]
     truth: Callable[[], Factors | Framed | Tensor]
     write: Writer | None = None
-    single: Callable[[], Factors] | None = None
+    terms: Sequence[Term] | None = None
     base: Callable[[], Tensor] | None = None
     rank_before: int | None = None
     rank_bound: int

@@ -22,7 +22,7 @@ from lorakit.linalg.factored import (
     numerical_rank,
 )
 from lorakit.linalg.ranks import RankRule, choose_rank
-from lorakit.linalg.single import leading_together
+from lorakit.linalg.single import leading_together, side_by_side
 from lorakit.linalg.tiles import dense as made
 from lorakit.operations.pieces import Piece
 
@@ -78,7 +78,7 @@ def spectra(
         compute: device, workers, bytes in flight, and how many layers are taken together.
         method: for dense ΔW: "auto", "exact" or "fast".
     """
-    groups = _groups(sorted(pieces, key=lambda piece: piece.place), compute)
+    groups = _groups(sorted(pieces, key=lambda piece: piece.place), rule, compute)
     results = ordered_map(
         _Solver(rule=rule, compute=compute, method=method),
         groups,
@@ -89,7 +89,7 @@ def spectra(
         yield from zip(group, found, strict=True)
 
 
-def _groups(pieces: Sequence[Piece], compute: Compute) -> list[list[Piece]]:
+def _groups(pieces: Sequence[Piece], rule: RankRule, compute: Compute) -> list[list[Piece]]:
     """Return which pieces are solved together: of one shape, within the budget."""
     groups: list[list[Piece]] = []
     open_ones: dict[object, list[Piece]] = {}
@@ -97,8 +97,9 @@ def _groups(pieces: Sequence[Piece], compute: Compute) -> list[list[Piece]]:
     room = _ON_CPU if on_cpu else compute.memory // _SHARE
     for piece in pieces:
         dense = piece.rank_before is None
-        # The parts of factors are small, and a CPU is busy with one of them.
-        most = 1 if on_cpu and not dense else compute.together
+        # In fp64 a CPU is busy with one of them.
+        alone = on_cpu and not dense and not _is_narrow(piece, rule)
+        most = 1 if alone else compute.together
         likeness = (piece.shape, piece.rank_before, piece.rank_bound)
         group = open_ones.get(likeness)
         size = max(piece.cost, _SOLVED * _numel(piece)) if dense else piece.cost
@@ -118,6 +119,12 @@ def bytes_of_group(group: Sequence[Piece], rule: RankRule) -> int:
     rank = min(rule.cap(first.conv) or _RANK, first.rank_bound)
     bases = _BASES * rank * sides * len(group)
     return made + bases + (_STACK * _numel(first) if len(group) > 1 else 0)
+
+
+def _is_narrow(piece: Piece, rule: RankRule) -> bool:
+    """Tell whether products in fp32 may do: for a fixed rank, of factors that 16 bits hold."""
+    fixed = rule.whole and rule.cap(piece.conv) is not None
+    return fixed and piece.terms is not None and piece.scorer is None
 
 
 def _numel(piece: Piece) -> int:
@@ -194,17 +201,15 @@ class _Solver:
 
     def _in_single(self, pieces: Sequence[Piece]) -> list[Found | None]:
         """Decompose in fp32, for a fixed rank, sums of factors that are stored in 16 bits."""
-        makers = [piece.single for piece in pieces if piece.single and not piece.scorer]
-        rank = self.rule.cap(pieces[0].conv) if self.rule.whole else None
-        if rank is None or len(makers) < len(pieces):
+        rank = self.rule.cap(pieces[0].conv)
+        sums = [p.terms for p in pieces if p.terms is not None and _is_narrow(p, self.rule)]
+        alike = len({sum(len(term.down) for term in terms) for terms in sums}) == 1
+        if rank is None or len(sums) < len(pieces) or not alike:
             return [None] * len(pieces)
-        factors = [make() for make in makers]
-        if len({one.rank for one in factors}) > 1:
-            return [None] * len(pieces)
-        found = leading_together(*self._stacked(factors), rank)
+        ups, downs = side_by_side(sums, self.compute.torch_device)
         return [
-            None if one is None else self._cut(piece, one, self.rule)
-            for piece, one in zip(pieces, found, strict=True)
+            None if one is None else self._of_dense(piece, one, self.rule)
+            for piece, one in zip(pieces, leading_together(ups, downs, rank), strict=True)
         ]
 
     def _rule(self, piece: Piece) -> RankRule:

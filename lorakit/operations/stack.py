@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lorakit.adapters import Adapter, Lora
 from lorakit.errors import AdapterError
-from lorakit.linalg.factored import Factors, Framed, join
+from lorakit.linalg.factored import Factors, Framed
+from lorakit.linalg.single import Term
 from lorakit.linalg.tiles import Change, Tiled, size, summable
 from lorakit.linalg.tiles import dense as made
 from lorakit.lorafile import LoraFile
@@ -163,7 +164,7 @@ def sum_piece(
         block=block,
         shape=shape,
         truth=lambda: _untiled(mix.of(module, parts, read() if read else None, conv=conv)),
-        single=_single(parts) if mix.method.plain else None,
+        terms=_narrow(parts) if mix.method.plain else None,
         base=base,
         floor=largest if len(parts) > 1 else None,
         rank_before=max(known, default=None),
@@ -173,16 +174,15 @@ def sum_piece(
     )
 
 
-def _single(parts: Sequence[Part]) -> Callable[[], Factors] | None:
-    """Return what makes Σ strength · ΔW in fp32; None where a part is not of narrow factors."""
-    narrow = [
-        (part.adapter, part.strength)
-        for part in parts
-        if isinstance(part.adapter, Lora) and part.adapter.narrow
-    ]
-    if len(narrow) < len(parts):
+def _narrow(parts: Sequence[Part]) -> tuple[Term, ...] | None:
+    """Return the terms of Σ strength · ΔW; None where one is not a product of narrow factors."""
+    loras = [(p.adapter, p.strength) for p in parts if isinstance(p.adapter, Lora)]
+    if len(loras) < len(parts) or not all(lora.narrow for lora, _ in loras):
         return None
-    return lambda: join([adapter.single(strength) for adapter, strength in narrow])
+    return tuple(
+        Term(up=lora.up.flatten(1), down=lora.down.flatten(1), factor=lora.scale * strength)
+        for lora, strength in loras
+    )
 
 
 def _bound(adapter: Adapter) -> float:

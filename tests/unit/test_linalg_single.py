@@ -8,6 +8,7 @@ from torch import Tensor
 
 import lorakit
 from lorakit.linalg import single
+from lorakit.linalg.dense import TruncatedSvd
 from lorakit.linalg.ranks import RankRule
 from lorakit.operations import spectra
 from tests import reference
@@ -33,9 +34,8 @@ def excess(found: Tensor, exact: Tensor, rank: int) -> float:
     return float((found - exact).norm() / best) - 1
 
 
-def product(found: single.Decomposition, rank: int) -> Tensor:
-    first = found.first(rank, torch.float64)
-    return (first.u * first.s) @ first.v.T
+def product(found: TruncatedSvd) -> Tensor:
+    return (found.u.double() * found.s) @ found.v.double().T
 
 
 @pytest.mark.parametrize(("m", "n", "r"), SHAPES)
@@ -51,11 +51,13 @@ def test_what_is_made_of_the_directions_is_the_best_of_that_rank(
     def check(answer: Tensor) -> None:
         assert abs(excess(answer, exact, rank)) < EXCESS
 
-    reference.negative_control(check, product(found, rank))
+    reference.negative_control(check, product(found))
     expected = torch.linalg.svdvals(exact)[:rank]
-    torch.testing.assert_close(found.s[:rank], expected, rtol=1e-5, atol=0)
-    assert math.isclose(float(found.s.square().sum()), float(exact.square().sum()), rel_tol=1e-5)
-    for side in (found.first(rank).u.double(), found.first(rank).v.double()):
+    torch.testing.assert_close(found.s, expected, rtol=1e-5, atol=0)
+    assert math.isclose(found.energy_total, float(exact.square().sum()), rel_tol=1e-5)
+    error = reference.relative_error(reference.best_rank(exact, rank), exact)
+    assert found.residual == pytest.approx(error, rel=1e-5)
+    for side in (found.u.double(), found.v.double()):
         torch.testing.assert_close(side.T @ side, torch.eye(rank).double(), rtol=0, atol=1e-4)
 
 
@@ -68,7 +70,29 @@ def test_rows_that_are_just_independent_enough_do_no_harm(dependence: float) -> 
     # 24 rows of length one at this distance have an inverse of about √24 / dependence.
     assert (found is None) == (math.sqrt(24) / dependence > 100)
     if found is not None:
-        assert excess(product(found, 4), exact, 4) < EXCESS
+        assert excess(product(found), exact, 4) < EXCESS
+
+
+def test_terms_are_written_side_by_side_with_their_factors_in_one_of_the_sides() -> None:
+    g = torch.Generator().manual_seed(0)
+    terms = [
+        single.Term(
+            up=torch.randn(9, r, generator=g).half(),
+            down=torch.randn(r, 7, generator=g).bfloat16(),
+            factor=factor,
+        )
+        for r, factor in ((2, 1.0), (3, -0.3), (1, 2.0), (4, 0.7))
+    ]
+    sums = [terms[:2], [terms[2], terms[3]]]
+    ups, downs = single.side_by_side(sums, torch.device("cpu"))
+    assert (ups.shape, downs.shape, ups.dtype) == ((2, 9, 5), (2, 5, 7), torch.float32)
+    for up, down, parts in zip(ups, downs, sums, strict=True):
+        expected = sum(term.factor * term.up.double() @ term.down.double() for term in parts)
+
+        def check(answer: Tensor, expected: Tensor = expected) -> None:  # type: ignore[assignment]
+            assert reference.relative_error(answer, expected) < 1e-6
+
+        reference.negative_control(check, up.double() @ down.double())
 
 
 def test_what_fp32_is_not_exact_enough_for_is_refused() -> None:
@@ -97,7 +121,7 @@ def test_each_of_several_is_decided_by_itself() -> None:
     ups, downs = torch.stack([up, up * 0, up]), torch.stack([down] * 3)
     first, none, last = single.leading_together(ups, downs, 4)
     assert none is None and first is not None and last is not None
-    assert torch.equal(product(first, 4), product(last, 4))
+    assert torch.equal(product(first), product(last))
 
 
 def test_a_layer_that_is_refused_is_solved_in_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
