@@ -1,6 +1,5 @@
 """`resize` of a LoRA, against reading it, the least products, and writing the result."""
 
-import torch
 
 from benchmarks import full_size, measure, process, truth
 from benchmarks.options import Options
@@ -20,7 +19,7 @@ def run(given: Options) -> bool:
     layers = truth.layers(given.architecture, factor=given.factor)
     measure.as_asked(given, wide)
     moving = measure.read_all(wide) + measure.copy_and_sync(out, full_size.FOLDER)
-    rate = measure.gemm_rate(width=WIDE, dtype=torch.float64)
+    rate = measure.gemm_rate(width=WIDE)
     multiplying = truth.reduction_flops(layers, rank=WIDE, kept=NARROW) / rate
     measure.show(
         f"resize {WIDE} to {NARROW}",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lorakit.linalg.dense import TruncatedSvd
 from lorakit.linalg.devices import filled
-from lorakit.linalg.factored import fixed_signs
+from lorakit.linalg.factored import double, fixed_signs
 
 _DEPENDENT = 100.0
 _FAINT = 1e-2
@@ -86,7 +86,7 @@ def leading_together(ups: Tensor, downs: Tensor, rank: int) -> list[TruncatedSvd
     count, rows, inner = ups.shape
     if rank >= inner or inner >= downs.shape[2] or inner > rows:
         return [None] * count
-    left, right = _gram(ups).cpu(), _gram(downs.mT).cpu()
+    left, right = _gram(ups), _gram(downs.mT)
     weights, lengths = (gram.diagonal(dim1=-2, dim2=-1).sqrt() for gram in (left, right))
     # A zero column has no part in the sum; a zero row fails as it should.
     fits = _in_range(torch.where(weights > 0, weights, 1.0)) & _in_range(lengths)
@@ -131,13 +131,10 @@ def _each(ups: Tensor, downs: Tensor, rank: int) -> list[TruncatedSvd | None]:
 
 
 def _gram(sides: Tensor) -> Tensor:
-    """Return sides.mT @ sides of [b, d, r] in fp64."""
+    """Return sides.mT @ sides of [b, d, r] in fp64 on the CPU."""
     parts = max(1, sides.shape[1] // _ROWS)
-    products = (part.mT @ part for part in sides.tensor_split(parts, dim=1))
-    total = next(products).double()
-    for product in products:
-        total += product
-    return total
+    products = [double(part.mT @ part) for part in sides.tensor_split(parts, dim=1)]
+    return sum(products[1:], start=products[0]).cpu()
 
 
 def _in_range(lengths: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 
 from lorakit.errors import FileFormatError
 from lorakit.names.architectures import Architecture, Part, Target, flat_name
@@ -26,6 +26,7 @@ _FOLDERS = (*DENOISERS, *TEXT_ENCODERS)
 _OTHER = ("first_stage_model.", "vae/", "vae.", "model_ema.", "safety_checker/")
 _TABLE = re.compile(r"embedding|pos_embed|^embed_|^(?:wte|wpe|shared)$|attention_bias$|norm")
 """Last words of weights that look things up, or scale: no layers, though they are matrices."""
+_RECENT = 4
 _KNOWN = 0.75
 """Of a whole model's weights an architecture must know more than this."""
 _WRAPPERS = ("model.", "language_model.", "transformer.", "module.")
@@ -113,6 +114,13 @@ def index_checkpoint(shapes: Mapping[str, tuple[int, ...]]) -> CheckpointIndex:
     Raises:
         FileFormatError: two keys are the same module, so that one of them would stay as it is.
     """
+    return _indexed(tuple((key, tuple(shape)) for key, shape in shapes.items()))
+
+
+# A command looks at a model more than once, and at two of one architecture.
+@lru_cache(maxsize=_RECENT)
+def _indexed(entries: tuple[tuple[str, tuple[int, ...]], ...]) -> CheckpointIndex:
+    shapes = dict(entries)
     weights = {key: shape for key, shape in shapes.items() if shape and not key.startswith(_OTHER)}
     architecture = _architecture({k: shape for k, shape in weights.items() if len(shape) > 1})
     targets: dict[str, Target] = {}
