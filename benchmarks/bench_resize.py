@@ -1,6 +1,5 @@
 """`resize` of a LoRA, against reading it, the least products, and writing the result."""
 
-
 from benchmarks import full_size, measure, process, truth
 from benchmarks.options import Options
 

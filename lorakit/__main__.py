@@ -1,6 +1,6 @@
 """python -m lorakit."""
 
-from lorakit.cli import main
+from lorakit.cli import run
 
 if __name__ == "__main__":
-    main()
+    run()

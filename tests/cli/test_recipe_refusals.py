@@ -81,7 +81,10 @@ def test_other_metadata_of_an_input_is_a_doubt(folder: Path) -> None:
 def test_another_alpha_in_a_peft_folder_is_a_doubt(folder: Path) -> None:
     file = made(folder, "peft-a", "peft-b")
     config = Path("peft-b/adapter_config.json")
-    config.write_text(config.read_text().replace('"lora_alpha": 3', '"lora_alpha": 6'))
+    config.write_text(
+        config.read_text(encoding="utf-8").replace('"lora_alpha": 3', '"lora_alpha": 6'),
+        encoding="utf-8",
+    )
     notes = ran("merge", "--recipe", file, "-o", "x.safetensors")["notes"]
     assert "peft-b has the recorded tensors, but other" in notes[0]
     assert "differs from made.safetensors" in notes[1]

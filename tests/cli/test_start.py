@@ -113,3 +113,42 @@ def test_the_menu_names_every_command_and_loads_it() -> None:
 
 def test_a_command_that_is_mistyped_is_guessed() -> None:
     assert "merge" in run("merg").output
+
+
+LEFT = """
+import atexit, sys
+atexit.register(print, "taken apart")
+{before}
+from lorakit.cli import run
+run()
+"""
+
+
+def left(*arguments: str, before: str = "") -> tuple[int, list[str]]:
+    """Run a command in a process that would tell of its taking apart; return status and lines."""
+    code = LEFT.format(before=before)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, encoding="utf-8"
+    )
+    return done.returncode, done.stdout.splitlines()
+
+
+def test_a_process_is_left_once_all_is_said_and_not_taken_apart() -> None:
+    """What torch needs for that is a fifth of a second of every command."""
+    expected = run("methods").stdout.splitlines()
+    assert left("methods") == (0, expected)
+    assert left("inspect", GONE) == (1, [])
+    assert left("inspect", "--bogus") == (2, [])
+
+
+@pytest.mark.parametrize(
+    "before", ["sys.setprofile(lambda *_: None)", "sys.settrace(lambda *_: None)"]
+)
+def test_who_watches_a_command_sees_its_end(before: str) -> None:
+    status, lines = left("presets", before=before)
+    assert status == 0 and "taken apart" in lines
+
+
+def test_what_cannot_be_written_is_told_by_python() -> None:
+    status, _ = left("--version", before="sys.stdout.close()")
+    assert status != 0

@@ -63,7 +63,10 @@ def test_the_bytes_are_the_same_without_the_calls_of_linux(
 
 def is_open(path: Path) -> bool:
     """Tell whether this process has a file, or one in a folder, open or mapped."""
-    names = [line.partition("/")[2] for line in Path("/proc/self/maps").read_text().splitlines()]
+    names = [
+        line.partition("/")[2]
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    ]
     held = {f"/{name}" for name in names if name}
     for entry in Path("/proc/self/fd").iterdir():
         # The one that lists them is closed by now.
