@@ -241,5 +241,8 @@ def _check_same(
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:
+    if first.is_complex() or second.is_complex():
+        # No adapter has them: what is equal here is refused as soon as it is built.
+        return first.dtype == second.dtype and torch.equal(first, second)
     # torch compares no fp8 with another dtype.
     return torch.equal(first.double(), second.double())

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import lorakit
 from lorakit.adapters import build
 from lorakit.adapters.checks import finite
 from lorakit.errors import AdapterError, NumericsError
@@ -253,3 +254,24 @@ def test_every_value_that_is_not_finite_is_seen_and_no_other(dtype: torch.dtype)
         values = usual.double()
         values[1, 1] = odd
         assert not finite(values.to(dtype)), odd
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn, torch.complex64])
+def test_a_layer_that_is_stored_twice_has_to_be_the_same_and_of_floats(dtype: torch.dtype) -> None:
+    module = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    first, second = f"lora_unet_{module.replace('.', '_')}.lora", f"unet.{module}.lora"
+    up, down = torch.eye(8, 2), torch.eye(2, 8)
+    twice = {
+        f"{first}_up.weight": up.to(dtype),
+        f"{first}_down.weight": down,
+        f"{second}_B.weight": up.to(dtype),
+        f"{second}_A.weight": down,
+    }
+    if dtype.is_complex:
+        with pytest.raises(AdapterError, match="expected floats in up, found torch"):
+            lorakit.load_lora(twice)
+    else:
+        assert len(lorakit.load_lora(twice).adapters) == 1
+    for other in ((2 * up).to(dtype), up if dtype.is_complex else up.to(torch.complex64)):
+        with pytest.raises(AdapterError, match="stored twice with different values"):
+            lorakit.load_lora(twice | {f"{second}_B.weight": other})
