@@ -95,39 +95,35 @@ def leading_together(ups: Tensor, downs: Tensor, rank: int) -> list[TruncatedSvd
     inverse = torch.linalg.solve_triangular(lower, one, upper=False)
     # Rows of length one: the square of this times eps is δ.
     fits &= (failed == 0) & (torch.linalg.matrix_norm(inverse) < _DEPENDENT)
-    if not bool(fits.all()):
-        return _each(ups, downs, rank)
+    found: list[TruncatedSvd | None] = [None] * count
+    live = fits.nonzero().flatten()
+    if not len(live):
+        return found
+    if len(live) < count:
+        ups, downs = ups[live.to(ups.device)], downs[live.to(downs.device)]
+        left, weights, lengths, lower, inverse = (
+            one[live] for one in (left, weights, lengths, lower, inverse)
+        )
     core = lower.mT * lengths[:, None]
-    energies, vectors = (found.flip(-1) for found in torch.linalg.eigh(core @ left @ core.mT))
+    energies, vectors = (one.flip(-1) for one in torch.linalg.eigh(core @ left @ core.mT))
     s, v = energies.clamp(min=0).sqrt()[:, :rank], vectors[:, :, :rank]
     parts = torch.linalg.vector_norm(weights * lengths, dim=1)
     rest, whole = energies[:, rank:].sum(dim=1), energies.sum(dim=1)
-    clear = s[:, -1] > _FAINT * torch.maximum(s[:, 0], parts)
-    if not bool((clear & (rest >= _LEFT_OUT * whole)).all()):
-        return _each(ups, downs, rank)
+    clear = (s[:, -1] > _FAINT * torch.maximum(s[:, 0], parts)) & (rest >= _LEFT_OUT * whole)
     near = ups @ (core.mT @ v / s[:, None]).to(ups)
     # Along the rows of `down`, which are those of the file too.
     far = (((inverse.mT / lengths[:, :, None]) @ v).mT.to(downs) @ downs).mT
     near, far = fixed_signs(near, far)
-    return [
-        TruncatedSvd(
+    for place in clear.nonzero().flatten().tolist():
+        found[int(live[place])] = TruncatedSvd(
             u=near[place],
             s=s[place],
             v=far[place],
-            energy_total=total,
-            residual=math.sqrt(max(0.0, left_out) / total),
+            energy_total=float(whole[place]),
+            residual=math.sqrt(float(rest[place] / whole[place])),
             exact=True,
         )
-        for place, (total, left_out) in enumerate(zip(whole.tolist(), rest.tolist(), strict=True))
-    ]
-
-
-def _each(ups: Tensor, downs: Tensor, rank: int) -> list[TruncatedSvd | None]:
-    """Decide each of several by itself; one that is alone is refused."""
-    if len(ups) == 1:
-        return [None]
-    pairs = zip(ups, downs, strict=True)
-    return [leading_together(up[None], down[None], rank)[0] for up, down in pairs]
+    return found
 
 
 def _gram(sides: Tensor) -> Tensor:
