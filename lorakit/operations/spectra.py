@@ -96,11 +96,10 @@ def _groups(pieces: Sequence[Piece], rule: RankRule, compute: Compute) -> list[l
     on_cpu = compute.device == "cpu"
     room = _ON_CPU if on_cpu else compute.memory // _SHARE
     for piece in pieces:
-        dense = piece.rank_before is None
+        dense, narrow = piece.rank_before is None, _is_narrow(piece, rule)
         # In fp64 a CPU is busy with one of them.
-        alone = on_cpu and not dense and not _is_narrow(piece, rule)
-        most = 1 if alone else compute.together
-        likeness = (piece.shape, piece.rank_before, piece.rank_bound)
+        most = 1 if on_cpu and not dense and not narrow else compute.together
+        likeness = (piece.shape, piece.rank_before, piece.rank_bound, narrow)
         group = open_ones.get(likeness)
         size = max(piece.cost, _SOLVED * _numel(piece)) if dense else piece.cost
         if group is None or len(group) >= most or (len(group) + 1) * size > room:
