@@ -10,7 +10,7 @@ from lorakit.models import Applied, stored_specs
 from lorakit.operations.budget import ITEMSIZE
 from lorakit.operations.pieces import KEY_OVERHEAD, Piece
 from lorakit.operations.spectra import bytes_of_group
-from lorakit.operations.truncation import held_in
+from lorakit.operations.truncation import is_narrow
 from lorakit.report import Plan, Report, Row
 from lorakit.tensorfile.header import format_header
 
@@ -45,7 +45,7 @@ def plan_lora(
         )
     size = kept * ITEMSIZE.get(dtype, 1) + KEY_OVERHEAD * len(rows)
     held = sum(lora.nbytes for lora in {id(lora): lora for lora in inputs}.values())
-    rounded = rule.size is None and held_in(dtype, alpha=alpha, compute=compute) is not None
+    rounded = rule.size is None and is_narrow(dtype, alpha=alpha, compute=compute)
     made = size if rounded else 4 * kept + size
     return Report(
         command=command,

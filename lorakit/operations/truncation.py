@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lorakit.adapters import Adapter, Dora, Full, Lora, magnitude_for
 from lorakit.compute import Compute, ordered_map
-from lorakit.errors import AdapterError
+from lorakit.errors import AdapterError, NumericsError
 from lorakit.linalg.factored import Factors, Svd, balanced, dense
 from lorakit.linalg.ranks import RankRule, kept, ranks_for_size
 from lorakit.linalg.tiles import dense as made
@@ -18,9 +18,8 @@ from lorakit.operations.pieces import Piece
 from lorakit.operations.spectra import Found, Spectrum, spectra
 from lorakit.progress import Progress, silent
 from lorakit.report import Row
-from lorakit.tensorfile.casting import is_finite
+from lorakit.tensorfile.casting import cast
 
-_HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 CANCELS = 1e-6
 """What is left of vectors that cancel, relative: the rounding of fp32 sums."""
 
@@ -59,7 +58,7 @@ def truncate(
     ranked = [piece for piece in pieces if not piece.vector and kind != "full"]
     adapters: dict[str, Adapter] = {}
     rows: dict[str, Row] = {}
-    stored = held_in(dtype, alpha=alpha, compute=compute)
+    narrow = is_narrow(dtype, alpha=alpha, compute=compute)
     found = spectra(ranked, rule=rule, compute=compute, method=method)
     if rule.size is not None:
         found = _within_size(dict(found), rule, ITEMSIZE.get(dtype, 1), names or {})
@@ -70,7 +69,7 @@ def truncate(
             adapter: Adapter = lora
             if kind == "dora":
                 adapter, rows[piece.module] = as_dora(piece, lora, rows[piece.module])
-            adapters[piece.module] = _rounded(adapter, stored)
+            adapters[piece.module] = _rounded(adapter, dtype) if narrow else adapter
         progress("layers", len(rows), len(pieces))
     for piece, change in zip(
         whole, ordered_map(_dense, whole, compute=compute, cost=lambda p: p.cost), strict=True
@@ -78,21 +77,19 @@ def truncate(
         rows[piece.module] = row = _whole_row(piece, change)
         if row.norm:
             full = Full(diff=change.float().reshape(piece.shape))
-            adapters[piece.module] = _rounded(full, stored)
+            adapters[piece.module] = _rounded(full, dtype) if narrow else full
         progress("layers", len(rows), len(pieces))
     return {m: adapters[m] for m in sorted(adapters)}, tuple(rows[p.module] for p in pieces)
 
 
-def held_in(dtype: str, *, alpha: float | None, compute: Compute) -> torch.dtype | None:
-    """Return what the tensors are rounded to as they are made, None where they are held in fp32."""
+def is_narrow(dtype: str, *, alpha: float | None, compute: Compute) -> bool:
+    """Tell whether tensors are rounded to 16 bits as they are made, and not held in fp32."""
     # Another alpha than the rank may rescale them when they are written.
-    return _HALVES.get(dtype) if compute.narrow and alpha is None else None
+    return compute.narrow and alpha is None and ITEMSIZE.get(dtype) == 2
 
 
-def _rounded(adapter: Adapter, dtype: torch.dtype | None) -> Adapter:
+def _rounded(adapter: Adapter, dtype: str) -> Adapter:
     """Round an adapter's tensors; what overflows stays as it is, for the writer to tell of."""
-    if dtype is None:
-        return adapter
     if isinstance(adapter, Dora):
         inner = _rounded(adapter.inner, dtype)
         return replace(adapter, inner=inner, magnitude=_fitting(adapter.magnitude, dtype))
@@ -104,9 +101,11 @@ def _rounded(adapter: Adapter, dtype: torch.dtype | None) -> Adapter:
     return adapter
 
 
-def _fitting(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    found = tensor.to(dtype)
-    return found if is_finite(found) else tensor
+def _fitting(tensor: Tensor, dtype: str) -> Tensor:
+    try:
+        return cast(tensor, dtype, "a tensor")
+    except NumericsError:
+        return tensor
 
 
 def _dense(piece: Piece) -> Tensor:
