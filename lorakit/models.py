@@ -120,7 +120,7 @@ class Model:
         """
         ours, theirs = self._span(module), other._span(module)
         if ours is None or theirs is None:
-            out.copy_(difference(self.stored(module), other.stored(module)))
+            difference(self.stored(module), other.stored(module), out)
             return
         pairs = zip(blocks(self.source, *ours), blocks(other.source, *theirs), strict=True)
         subtracted(pairs, out)

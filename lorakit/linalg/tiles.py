@@ -87,12 +87,12 @@ def dense(change: Change) -> Tensor:
     return torch.empty(change.shape) if whole is None else whole
 
 
-def difference(first: Tensor, second: Tensor) -> Tensor:
-    """Return first − second [m, n] in fp32, of matrices in any float dtypes.
+def difference(first: Tensor, second: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return first − second [m, n] in fp32, of matrices in any float dtypes, in `out` if given.
 
     Row block by row block: the second matrix is widened in the cache, never as a whole.
     """
-    result = torch.empty(first.shape, dtype=torch.float32, device=first.device)
+    result = first.new_empty(first.shape, dtype=torch.float32) if out is None else out
     for rows in _blocks_of_rows(first):
         result[rows].copy_(first[rows]).sub_(second[rows].to(first.device, torch.float32))
     return result
