@@ -73,7 +73,7 @@ def main() -> None:
         never_fail_on_a_letter(stream)
     sys.excepthook = _say_once
     try:
-        sys.exit(_run())
+        sys.exit(_status())
     except (Refused, WrongUsage) as refused:
         click.echo(f"lorakit: {refused.message}", err=True)
         sys.exit(refused.exit_code)
@@ -109,7 +109,7 @@ def _all_said() -> bool:
     return True
 
 
-def _run() -> int:
+def _status() -> int:
     typed = sys.argv[1:]
     if sys.platform == "win32":
         from lorakit.cli._shell import at_home

@@ -80,8 +80,6 @@ def in_memory(source: TensorSource, worker: Executor) -> tuple[TensorSource, Fut
         return source, worker.submit(model_hash, source)
     header = source.header
     size = header.size - header.data_start
-    if not size:
-        return source, worker.submit(model_hash, source)
     data, digest = torch.empty(size, dtype=torch.uint8), hashlib.sha256()
     everything = Extent(source.path, header.data_start, size, header.stamp)
     with opened(everything) as file, reading(source.path):
