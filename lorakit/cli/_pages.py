@@ -3,9 +3,7 @@
 import ctypes
 import sys
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-_LARGEST = 32 * 2**20
-"""Of what glibc takes from its heap; what is larger is mapped and unmapped each time."""
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _KEPT = 2**30
 
 
@@ -14,7 +12,7 @@ def keep_pages() -> None:
 
     By default every tensor's pages go back to the kernel, which zeroes them before they are used
     again: a third of the system time of a merge into a checkpoint. One arena, because a thread's
-    own cannot hold a large block.
+    own cannot hold a large block; and nothing mapped by itself, because that goes back at once.
 
     Source: mallopt(3).
     """
@@ -25,7 +23,7 @@ def keep_pages() -> None:
         return
     for parameter, value in (
         (_ARENA_MAX, 1),
-        (_MMAP_THRESHOLD, _LARGEST),
+        (_MMAP_MAX, 0),
         (_TRIM_THRESHOLD, _KEPT),
     ):
         mallopt(parameter, value)
