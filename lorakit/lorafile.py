@@ -73,6 +73,7 @@ def load_lora(
     header_only: bool = False,
     allow_unmatched: bool = False,
     without: Collection[str] = (),
+    mapped: bool = False,
 ) -> LoraFile:
     """Read a LoRA: a file, a PEFT folder, or tensors by key.
 
@@ -82,6 +83,8 @@ def load_lora(
         header_only: read no factor; the adapters then hold shapes (torch's meta device).
         allow_unmatched: leave out, and list in `unclaimed`, the keys that nobody knows.
         without: modules not to read.
+        mapped: share the pages that the system keeps of the file instead of copying them, for a
+            process that ends before anyone writes to the file in place.
 
     Raises:
         FileFormatError: it is no LoRA, or holds a tensor that nobody claims.
@@ -95,7 +98,7 @@ def load_lora(
     # The hash is a third of the work, and takes no hold of the interpreter. A tensor of a LoRA is
     # too small to be shared out over threads that wait for each other.
     with one_blas_thread(), ThreadPoolExecutor(1) as pool:
-        held, hashed = (source, None) if header_only else in_memory(source, pool)
+        held, hashed = (source, None) if header_only else in_memory(source, pool, mapped=mapped)
         adapters = {
             module: _adapter(held, module, spellings, alpha_of, header_only)
             for module, spellings in keys.modules.items()

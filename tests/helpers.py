@@ -5,10 +5,12 @@ they differ.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import synthetic
 import torch
 from click.testing import CliRunner, Result
@@ -25,6 +27,21 @@ FP16 = 1e-3
 """Two factors rounded to fp16: 2^-11 / √3 each at the most, 4e-4 together, with room."""
 FP32 = 2e-6
 """Sums in fp32 over ranks below 128."""
+
+
+needs_maps = pytest.mark.skipif(
+    not Path("/proc/self/maps").exists(), reason="only Linux lists what a process has mapped"
+)
+
+
+def lies_in(tensor: Tensor, file: Path) -> bool:
+    """Whether a tensor's bytes are the file's own pages, as the kernel lists them."""
+    spans = (
+        [int(edge, 16) for edge in line.split()[0].split("-")]
+        for line in os.fsdecode(Path("/proc/self/maps").read_bytes()).splitlines()
+        if line.endswith(f" {file}")
+    )
+    return any(start <= tensor.data_ptr() < stop for start, stop in spans)
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:

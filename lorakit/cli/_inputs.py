@@ -162,7 +162,7 @@ def load_stack(
     from lorakit.operations.strength import strength_of
 
     files = {
-        path: load_lora(path, header_only=header_only, allow_unmatched=allow_unmatched)
+        path: load_lora(path, header_only=header_only, allow_unmatched=allow_unmatched, mapped=True)
         for path in dict.fromkeys(spec.path for spec in specs)
     }
     stack = tuple(

@@ -111,10 +111,10 @@ def measured(
 def _loaded(place: Path) -> tuple[LoraFile, tuple[str, ...]]:
     """Read a LoRA without the layers that hold NaN or infinity; return their names too."""
     try:
-        return load_lora(place, allow_unmatched=True), ()
+        return load_lora(place, allow_unmatched=True, mapped=True), ()
     except NumericsError:
         odd = odd_modules(place)
-        return load_lora(place, allow_unmatched=True, without=odd), odd
+        return load_lora(place, allow_unmatched=True, without=odd, mapped=True), odd
 
 
 def _unmatched(lora: LoraFile, model: Model) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ def read_uncached(file: BinaryIO, buffer: memoryview) -> int:
     Returns:
         The bytes read; 0 where the file is small, at its end, or the system cannot do it.
     """
-    if not _POSSIBLE or os.fstat(file.fileno()).st_size * _SHARE < _memory():
+    if not is_uncached(file):
         return 0
     position = file.tell()
     with suppress(OSError):
@@ -38,6 +38,11 @@ def read_uncached(file: BinaryIO, buffer: memoryview) -> int:
         file.seek(position + done)
         return done
     return 0
+
+
+def is_uncached(file: BinaryIO) -> bool:
+    """Tell whether an open file is so large that it is read past the page cache."""
+    return _POSSIBLE and os.fstat(file.fileno()).st_size * _SHARE >= _memory()
 
 
 def _direct(file: BinaryIO, buffer: memoryview, position: int) -> int:

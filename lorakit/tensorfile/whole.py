@@ -1,8 +1,10 @@
 """A file read at once: its tensors are views of one buffer, which is hashed while it fills."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +16,13 @@ from lorakit.tensorfile.header import Extent, Spec, layout
 from lorakit.tensorfile.metadata import model_hash
 from lorakit.tensorfile.plain import FileSource, TensorSource
 from lorakit.tensorfile.reading import read_exactly, reading
+from lorakit.tensorfile.uncached import is_uncached
 
 _BLOCK = 2**23
+_GRID = 8
+"""Bytes: where a header ends off it, tensors would begin off the grid of their dtype."""
+_MAPS = os.name == "posix"
+"""Windows replaces and deletes no file that is mapped."""
 _HALVES = ("F4",)
 """Dtypes whose elements share a byte: torch shapes them otherwise."""
 
@@ -61,7 +68,9 @@ class Whole:
         return self.source.extent(key)
 
 
-def in_memory(source: TensorSource, worker: Executor) -> tuple[TensorSource, Future[str]]:
+def in_memory(
+    source: TensorSource, worker: Executor, *, mapped: bool = False
+) -> tuple[TensorSource, Future[str]]:
     """Read a safetensors file at once, and hash it meanwhile; other sources stay as they are.
 
     A tensor at a time takes twice as long for a LoRA, of thousands of small ones.
@@ -69,6 +78,8 @@ def in_memory(source: TensorSource, worker: Executor) -> tuple[TensorSource, Fut
     Args:
         source: what is read as a whole.
         worker: of one thread; what it is given it does in order.
+        mapped: share the pages that the system keeps of the file instead of copying them, where
+            that can be done. The file must then not be written to in place.
 
     Returns:
         The source, and the SHA-256 of the tensors' bytes: see `metadata.model_hash`.
@@ -80,11 +91,30 @@ def in_memory(source: TensorSource, worker: Executor) -> tuple[TensorSource, Fut
         return source, worker.submit(model_hash, source)
     header = source.header
     size = header.size - header.data_start
-    data, digest = torch.empty(size, dtype=torch.uint8), hashlib.sha256()
+    digest = hashlib.sha256()
     everything = Extent(source.path, header.data_start, size, header.stamp)
     with opened(everything) as file, reading(source.path):
+        shared = _mapped(source) if mapped and not is_uncached(file) else None
+        data = torch.empty(size, dtype=torch.uint8) if shared is None else shared
+        # A page that cannot be read ends the process; a read says so, and brings the page.
+        room = memoryview(bytearray(0 if shared is None else min(size, _BLOCK)))
         for start in range(0, size, _BLOCK):
             block = bytes_of(data[start : start + _BLOCK])
-            read_exactly(file, source.path, block)
+            read_exactly(file, source.path, room[: len(block)] or block)
             worker.submit(digest.update, block)
     return Whole(source=source, data=data), worker.submit(digest.hexdigest)
+
+
+def _mapped(source: FileSource) -> Tensor | None:
+    """Return the bytes behind a header as the file's own pages, None where that cannot be.
+
+    What is written to them stays in the process. The file is not kept open.
+    """
+    header = source.header
+    if not _MAPS or header.data_start % _GRID:
+        return None
+    with suppress(RuntimeError):
+        name = str(source.path)
+        pages = torch.from_file(name, shared=False, size=header.size, dtype=torch.uint8)
+        return pages[header.data_start :]
+    return None

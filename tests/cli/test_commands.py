@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -11,7 +12,19 @@ import pytest
 import synthetic
 
 import lorakit
-from tests.helpers import dense, metadata_of, ran, run, tensors_of, weighted, worst_error
+from lorakit.cli._inputs import load_stack, lora_specs
+from lorakit.tensorfile import whole
+from tests.helpers import (
+    dense,
+    lies_in,
+    metadata_of,
+    needs_maps,
+    ran,
+    run,
+    tensors_of,
+    weighted,
+    worst_error,
+)
 
 REPORT_KEYS = {
     "schema", "command", "totals", "rows", "unmatched", "dropped", "lost", "notes", "output",
@@ -54,6 +67,27 @@ def test_json_is_one_stable_object(arguments: list[object], tmp_path: Path) -> N
     assert report["schema"] == 1
     assert report["output_bytes"] == (tmp_path / "out.safetensors").stat().st_size
     assert report["verified"]["layers"] > 10
+
+
+@pytest.mark.parametrize("arguments", NAMES, indirect=True)
+def test_sharing_the_pages_of_a_file_or_copying_them_makes_the_same_bytes(
+    arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows has to copy."""
+    outputs = [tmp_path / folder / "out.safetensors" for folder in ("shared", "copied")]
+    for output, shares in zip(outputs, (os.name == "posix", False), strict=True):
+        monkeypatch.setattr(whole, "_MAPS", shares)
+        ran(*arguments, "-o", output)
+    assert bool(outputs[0].read_bytes() == outputs[1].read_bytes())
+
+
+@needs_maps
+def test_commands_share_the_pages_of_a_lora_and_the_interface_copies_them(slim_lora: Path) -> None:
+    (spec,) = lora_specs([str(slim_lora)])
+    loaded = load_stack([spec], presets={}).stack[0][0], lorakit.load_lora(slim_lora)
+    first, second = (next(iter(lora.adapters.values())).tensors()["up"] for lora in loaded)
+    assert lies_in(first, slim_lora)
+    assert not lies_in(second, slim_lora)
 
 
 @pytest.mark.parametrize("arguments", NAMES, indirect=True)

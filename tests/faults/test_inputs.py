@@ -2,6 +2,9 @@
 
 import itertools
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +20,7 @@ from lorakit.tensorfile.header import Extent
 from tests.faults.scenes import PAST_THE_CACHE, content, output_of
 from tests.helpers import refused, run, tensors_of
 
+ROOT = Path(__file__).parents[2]
 MakeScene = Callable[[str], Path]
 
 
@@ -100,16 +104,54 @@ def test_a_model_that_changes_while_it_is_baked(
     assert not list(folder.glob(".out*"))
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize(
+    ("change", "shared"),
+    [(change, shared) for change in CHANGES for shared in (False, True) if change is not emptied]
+    + [(emptied, False)],
+)
 def test_a_lora_that_changes_while_it_is_loaded(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], None],
+    shared: bool,
 ) -> None:
+    monkeypatch.setattr(whole, "_MAPS", shared)
     file = tmp_path / "mine.safetensors"
     file.write_bytes((made / "a.safetensors").read_bytes())
     when_read(3, lambda: change(file), monkeypatch)
     words = refused("merge", file, "-o", tmp_path / "out.safetensors")
     assert "mine.safetensors" in words
     assert [entry.name for entry in tmp_path.iterdir()] in ([], ["mine.safetensors"])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="no pages are shared")
+def test_a_lora_that_is_emptied_in_place_while_it_is_used_ends_the_command(
+    made: Path, tmp_path: Path
+) -> None:
+    """Its pages are gone with its bytes; the old output stays, as after any other end."""
+    file, out = tmp_path / "mine.safetensors", tmp_path / "out.safetensors"
+    file.write_bytes((made / "a.safetensors").read_bytes())
+    out.write_bytes(b"old")
+    code = (
+        "import os, sys\n"
+        "from lorakit.cli import lorakit\n"
+        "from lorakit.operations import merge\n"
+        "plain = merge.from_pieces\n"
+        "def emptied(*args, **more):\n"
+        "    os.truncate(sys.argv[1], 0)\n"
+        "    return plain(*args, **more)\n"
+        "merge.from_pieces = emptied\n"
+        "lorakit(['merge', sys.argv[1], '-o', sys.argv[2], '--rank', '2', '--overwrite'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, file, out],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGBUS, done.stderr
+    assert not done.stdout
+    assert out.read_bytes() == b"old"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [file.name, out.name]
 
 
 def test_a_lora_that_another_takes_the_place_of_is_read_as_one_or_the_other(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lorakit
-from lorakit.tensorfile import leftovers, sinks, swapping
+from lorakit.tensorfile import leftovers, sinks, swapping, whole
 from tests.faults.scenes import FOLDERS, SCENES, VERIFIED, arguments_of, content, others, output_of
 from tests.helpers import run, tensors_of
 
@@ -41,6 +41,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(swapping, "_call", lambda: None)
     monkeypatch.setattr(leftovers, "_locked", lambda entry: None)
     monkeypatch.setattr(sinks, "LEAST", 2**16)
+    monkeypatch.setattr(whole, "_MAPS", False)
 
 
 @pytest.mark.parametrize("scene", [*SCENES, VERIFIED])
@@ -65,7 +66,7 @@ def is_open(path: Path) -> bool:
     """Tell whether this process has a file, or one in a folder, open or mapped."""
     names = [
         line.partition("/")[2]
-        for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        for line in os.fsdecode(Path("/proc/self/maps").read_bytes()).splitlines()
     ]
     held = {f"/{name}" for name in names if name}
     for entry in Path("/proc/self/fd").iterdir():
