@@ -20,7 +20,7 @@ from lorakit.peftfolder import COMPONENTS, ROOT
 from lorakit.progress import Progress, silent
 from lorakit.report import name_some
 from lorakit.tensorfile.header import save_order
-from lorakit.tensorfile.metadata import RECIPE_KEY, recipe_json, true_metadata, with_hashes
+from lorakit.tensorfile.metadata import RECIPE_KEY, recipe_json, true_metadata
 from lorakit.tensorfile.quantised import Requantised, dequantised_of
 from lorakit.tensorfile.source import DictSource, TensorSource
 from lorakit.tensorfile.writer import (
@@ -253,8 +253,7 @@ def _one(values: Iterable[float | None]) -> float | None:
 def _source(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], place: Path) -> DictSource:
     specs = DictSource(tensors).specs
     ordered = {key: tensors[key] for key in save_order(specs)}
-    plain = DictSource(ordered, name=str(place), lent=True)
-    return DictSource(ordered, with_hashes(plain, metadata), name=str(place), lent=True)
+    return DictSource(ordered, metadata, name=str(place), lent=True, hashed=True)
 
 
 def _save_peft(place: Path, lora: LoraFile, output: Output, check: Check | None) -> Written:

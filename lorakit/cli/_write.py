@@ -138,7 +138,8 @@ def finish_model(
     """Write a checkpoint, read it back if asked to before it takes its place; return the report."""
     from lorakit.operations.verify_model import verify_model
     from lorakit.saving import save_model
-    from lorakit.tensorfile.metadata import HASHES, RECIPE_KEY, recipe_json
+    from lorakit.tensorfile.hashes import HASHES
+    from lorakit.tensorfile.metadata import RECIPE_KEY, recipe_json
 
     compute = common.compute()
     metadata = {} if common.no_metadata else dict(applied.metadata)

@@ -26,7 +26,8 @@ from lorakit.operations.edit_metadata import (
     read_metadata,
 )
 from lorakit.report import SCHEMA
-from lorakit.tensorfile.relabel import MODEL_HASH, Hash
+from lorakit.tensorfile.hashes import MODEL_HASH
+from lorakit.tensorfile.relabel import Hash
 
 _FILE = click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")

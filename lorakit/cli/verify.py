@@ -171,7 +171,7 @@ def _check(
 
 def _hashes(parts: "Mapping[str, TensorSource]") -> "Iterator[tuple[str, Hash | None]]":
     from lorakit.tensorfile.claims import check_claims
-    from lorakit.tensorfile.metadata import HASHES
+    from lorakit.tensorfile.hashes import HASHES
 
     for name, part in parts.items():
         found = {claim.key: claim for claim in check_claims(part)}

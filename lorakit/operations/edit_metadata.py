@@ -10,8 +10,8 @@ from typing import Any
 from lorakit.errors import OutputError, SpecError
 from lorakit.progress import Progress, silent
 from lorakit.report import SCHEMA, name_some
+from lorakit.tensorfile.hashes import HASHES
 from lorakit.tensorfile.relabel import (
-    HASHES,
     Hash,
     check_hashes,
     open_stored,

@@ -12,7 +12,7 @@ from lorakit.operations.repair import weak_blocks
 from lorakit.peftfolder import is_peft_folder, open_peft
 from lorakit.report import name_some
 from lorakit.tensorfile.claims import not_finite
-from lorakit.tensorfile.metadata import MODEL_HASH
+from lorakit.tensorfile.hashes import MODEL_HASH
 from lorakit.tensorfile.source import TensorSource, open_source
 
 _WITH_ALPHA = ("kohya", "kohya-diffusers")

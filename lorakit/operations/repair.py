@@ -12,7 +12,7 @@ from lorakit.linalg.factored import Factors
 from lorakit.lorafile import LoraFile
 from lorakit.names.architectures import Part
 from lorakit.report import name_some
-from lorakit.tensorfile.metadata import LEGACY_HASH, MODEL_HASH
+from lorakit.tensorfile.hashes import LEGACY_HASH, MODEL_HASH
 
 _WITH_ALPHA = ("kohya", "kohya-diffusers")
 

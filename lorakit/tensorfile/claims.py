@@ -3,7 +3,7 @@
 from lorakit.compute import Compute, ordered_map
 from lorakit.progress import Progress, silent
 from lorakit.tensorfile.casting import is_finite
-from lorakit.tensorfile.metadata import HASHES
+from lorakit.tensorfile.hashes import HASHES
 from lorakit.tensorfile.plain import FileSource, TensorSource
 from lorakit.tensorfile.relabel import Hash, Stored, check_hashes
 

@@ -7,19 +7,15 @@ from collections.abc import Iterator, Mapping
 from lorakit.errors import SpecError
 from lorakit.tensorfile.casting import stored
 from lorakit.tensorfile.dtypes import bytes_of
-from lorakit.tensorfile.header import Extent, format_header
+from lorakit.tensorfile.hashes import SPEC_HASH
+from lorakit.tensorfile.header import Extent
 from lorakit.tensorfile.plain import TensorSource
 from lorakit.tensorfile.reading import open_regular, parse_json, read_exactly, reading
 from lorakit.tensorfile.streaming import laid_out, plan
 
 RECIPE_KEY = "lorakit.recipe"
-MODEL_HASH = "sshs_model_hash"
-LEGACY_HASH = "sshs_legacy_hash"
-SPEC_HASH = "modelspec.hash_sha256"
-HASHES = (MODEL_HASH, LEGACY_HASH, SPEC_HASH)
 DYNAMIC = "Dynamic"
 
-_WINDOW = range(0x100000, 0x100000 + 0x10000)
 _BLOCK = 2**20
 _STALE = (SPEC_HASH, "modelspec.date", RECIPE_KEY)
 # Arguments of LyCORIS and kohya that describe ranks and adapter types, which are other ones now.
@@ -58,38 +54,6 @@ def model_hash(source: TensorSource) -> str:
     for data in _data(source):
         digest.update(data)
     return digest.hexdigest()
-
-
-def with_hashes(source: TensorSource, metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return the metadata with the hashes of the file that it and the tensors make.
-
-    `sshs_model_hash` is of the tensors' bytes; `sshs_legacy_hash` begins the SHA-256 of 64 KiB at
-    1 MiB of the file, and is left out where that hash would lie in these bytes itself.
-
-    Source: kohya's `precalculate_safetensors_hashes`.
-        - the legacy hash is of the written file, not of one with less metadata
-
-    Cost: one pass over the data.
-    """
-    hashed = {**metadata, MODEL_HASH: "0" * 64, LEGACY_HASH: "0" * 8}
-    position = len(format_header(laid_out(source), hashed))
-    digest = hashlib.sha256()
-    window = bytearray()
-    for data in _data(source):
-        digest.update(data)
-        start, stop = (min(max(edge - position, 0), len(data)) for edge in _edges())
-        window += data[start:stop]
-        position += len(data)
-    hashed[MODEL_HASH] = digest.hexdigest()
-    header = format_header(laid_out(source), hashed)
-    # Text in values has its quotes escaped, so this is found as the key only.
-    place = header.index(f'"{LEGACY_HASH}":"'.encode()) + len(LEGACY_HASH) + 4
-    if place < _WINDOW.stop and place + 8 > _WINDOW.start:
-        del hashed[LEGACY_HASH]
-        return hashed
-    window[:0] = header[slice(*_edges())]
-    hashed[LEGACY_HASH] = hashlib.sha256(window).hexdigest()[:8]
-    return hashed
 
 
 def true_metadata(
@@ -152,10 +116,6 @@ def recipe_json(recipe: Mapping[str, object]) -> str:
         raise SpecError(
             f"Recipe: expected text, finite numbers, lists and dicts, found {error}; convert it."
         ) from None
-
-
-def _edges() -> tuple[int, int]:
-    return _WINDOW.start, _WINDOW.stop
 
 
 def _data(source: TensorSource) -> Iterator[bytes | memoryview]:

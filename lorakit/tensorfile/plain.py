@@ -124,11 +124,13 @@ def check_unchanged(source: TensorSource) -> None:
 class DictSource:
     """Tensors in memory; `get` returns copies, unless they are lent to what only reads them.
 
+    A file of those that are `hashed` tells its own hashes.
+
     Raises:
         FileFormatError: a value is no dense tensor, or safetensors lacks its dtype.
     """
 
-    __slots__ = ("_lent", "_tensors", "metadata", "name", "specs")
+    __slots__ = ("_lent", "_tensors", "hashed", "metadata", "name", "specs")
 
     def __init__(
         self,
@@ -137,9 +139,11 @@ class DictSource:
         name: str = "memory",
         *,
         lent: bool = False,
+        hashed: bool = False,
     ) -> None:
         self._tensors = dict(tensors)
         self._lent = lent
+        self.hashed = hashed
         self.name: str = name
         self.metadata: Mapping[str, str] = MappingProxyType(dict(metadata or {}))
         self.specs: Mapping[str, Spec] = MappingProxyType(

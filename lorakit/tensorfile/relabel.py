@@ -9,14 +9,17 @@ from lorakit.errors import OutputError
 from lorakit.progress import Progress, silent
 from lorakit.tensorfile.copying import check_size, copy_extent, write_all
 from lorakit.tensorfile.extents import check_unchanged_file
+from lorakit.tensorfile.hashes import (
+    LEGACY_HASH,
+    MODEL_HASH,
+    SPEC_HASH,
+    WINDOW,
+    in_own_window,
+)
 from lorakit.tensorfile.header import Extent, Header, format_header, read_header
 from lorakit.tensorfile.reading import open_regular, read_exactly, reading
 from lorakit.tensorfile.replacing import check_space, replaced_file
 
-MODEL_HASH, LEGACY_HASH, SPEC_HASH = "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"
-HASHES = (MODEL_HASH, LEGACY_HASH, SPEC_HASH)
-WINDOW = (0x100000, 0x110000)
-"""The bytes of a file that its legacy hash is of."""
 _BLOCK = 2**20
 
 
@@ -160,9 +163,7 @@ def _with_legacy_hash(file: Stored, metadata: Mapping[str, str]) -> dict[str, st
         return dict(metadata)
     told = {**metadata, LEGACY_HASH: "0" * 8}
     head = format_header(file.header.specs, told)
-    # Text in values has its quotes escaped, so this is found as the key only.
-    place = head.index(f'"{LEGACY_HASH}":"'.encode()) + len(LEGACY_HASH) + 4
-    if place < WINDOW[1] and place + 8 > WINDOW[0]:
+    if in_own_window(head):
         del told[LEGACY_HASH]
         return told
     return told | {LEGACY_HASH: _digest(_window(head, file.data, WINDOW[0]))[:8]}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import BinaryIO
 
@@ -12,8 +12,9 @@ from lorakit.compute import Compute, ordered_map
 from lorakit.errors import FileFormatError
 from lorakit.progress import Progress
 from lorakit.tensorfile.casting import stored
-from lorakit.tensorfile.copying import check_size
+from lorakit.tensorfile.copying import check_size, write_all
 from lorakit.tensorfile.dtypes import bytes_of
+from lorakit.tensorfile.hashes import Hashes
 from lorakit.tensorfile.header import Extent, Spec, format_header, layout
 from lorakit.tensorfile.plain import DictSource, TensorSource
 from lorakit.tensorfile.sinks import Sink, sink_of
@@ -28,16 +29,28 @@ def laid_out(source: TensorSource) -> dict[str, Spec]:
     return {key: source.specs[key] for key in layout(source.specs)}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streamed:
+    """What was written: the header, and the bytes in all."""
+
+    header: bytes
+    nbytes: int
+
+
 def size_of(source: TensorSource) -> int:
     """Return the size of the file that a source becomes."""
     specs = laid_out(source)
-    return len(format_header(specs, source.metadata)) + sum(s.nbytes for s in specs.values())
+    hashes = _hashes_of(source, specs)
+    size = len(format_header(specs, source.metadata)) if hashes is None else hashes.header_size
+    return size + sum(spec.nbytes for spec in specs.values())
 
 
 def stream(
     file: BinaryIO, source: TensorSource, *, compute: Compute, progress: Progress, before: int = 0
-) -> int:
+) -> Streamed:
     """Write header and tensors; stored bytes are copied, the others computed ahead by workers.
+
+    What is to tell its own hashes is hashed while it is written, and gets its header at the end.
 
     Args:
         file: unbuffered, empty.
@@ -46,14 +59,12 @@ def stream(
         progress: told the bytes written, `before` added.
         before: the bytes that were written to other files of the same output.
 
-    Returns:
-        The bytes written.
-
     Raises:
         OutputError: the file has not the size that it should have.
     """
     specs = laid_out(source)
-    header = format_header(specs, source.metadata)
+    hashes = _hashes_of(source, specs)
+    header = format_header(specs, source.metadata) if hashes is None else bytes(hashes.header_size)
     total = len(header) + sum(spec.nbytes for spec in specs.values())
     steps = plan(source, specs)
     computed = [step for step in steps if isinstance(step, str)]
@@ -63,11 +74,20 @@ def stream(
         sink.write(header)
         done = len(header)
         progress(WHAT, before + done, before + total)
-        for amount in _write(sink, steps, ahead):
+        for amount in _write(sink, steps, ahead, hashes):
             done += amount
             progress(WHAT, before + done, before + total)
+    if hashes is not None:
+        header = hashes.header()
+        file.seek(0)
+        write_all(file, header)
     check_size(file, total)
-    return total
+    return Streamed(header=header, nbytes=total)
+
+
+def _hashes_of(source: TensorSource, specs: Mapping[str, Spec]) -> Hashes | None:
+    hashed = isinstance(source, DictSource) and source.hashed
+    return Hashes(specs, source.metadata) if hashed else None
 
 
 def plan(source: TensorSource, specs: Mapping[str, Spec]) -> list[Step]:
@@ -99,13 +119,18 @@ def _is_next(first: Extent, second: Extent) -> bool:
     return first.path == second.path and first.offset + first.length == second.offset
 
 
-def _write(sink: Sink, steps: list[Step], values: Iterator[Tensor]) -> Iterator[int]:
+def _write(
+    sink: Sink, steps: list[Step], values: Iterator[Tensor], hashes: Hashes | None
+) -> Iterator[int]:
     for step in steps:
         if isinstance(step, Extent):
             yield from sink.copy(step)
         else:
             data = bytes_of(next(values))
             sink.write(data)
+            if hashes is not None:
+                # The disk is busy meanwhile.
+                hashes.update(data)
             yield len(data)
 
 

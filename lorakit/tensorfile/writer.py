@@ -78,16 +78,16 @@ def write_safetensors(
         place = check_file(path, overwrite=overwrite, inputs=given)
     check_space(path, place, size_of(source))
     with replaced_file(place) as file, _called(path, temporary := Path(file.name)):
-        nbytes = stream(
+        written = stream(
             file, source, compute=compute or Compute.of(device="cpu"), progress=progress or silent
         )
         check_unchanged(source)
         if check is not None:
-            check_header(temporary, source)
+            check_header(temporary, written.header)
             check(temporary)
         # Another process may have written it meanwhile.
         check_file(path, overwrite=overwrite, inputs=given)
-    return Written(path=path, nbytes=nbytes)
+    return Written(path=path, nbytes=written.nbytes)
 
 
 def write_folder(
@@ -133,10 +133,12 @@ def write_folder(
     compute = compute or Compute.of(device="cpu")
     tell = _with_total(progress or silent, total)
     with replaced_folder(place) as folder, _called(path, folder):
-        done = 0
+        done, headers = 0, {}
         for name, part in parts.items():
             with open(_made(folder / name), "xb", buffering=0) as file:
-                done += stream(file, part, compute=compute, progress=tell, before=done)
+                written = stream(file, part, compute=compute, progress=tell, before=done)
+            done += written.nbytes
+            headers[name] = written.header
             check_unchanged(part)
         for name, text in texts.items():
             _made(folder / name).write_bytes(text.encode())
@@ -145,8 +147,8 @@ def write_folder(
                 for _ in copy_extent(Extent(origin, 0, _size(origin)), file):
                     pass
         if check is not None:
-            for name, part in parts.items():
-                check_header(folder / name, part)
+            for name, header in headers.items():
+                check_header(folder / name, header)
             check_beside(folder, texts, copies)
             check(folder)
         # Another process may have written there meanwhile.

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 
 import lorakit
 from lorakit.errors import OutputError
-from lorakit.tensorfile import metadata as names
 from lorakit.tensorfile import relabel
 from lorakit.tensorfile.header import format_header, read_header
 from tests.helpers import metadata_of, ran, refused, run, tensors_of
@@ -204,10 +203,6 @@ def test_a_header_that_holds_its_own_window_has_no_legacy_hash(lora: Path) -> No
     ran("metadata", "remove", lora, "a", "--in-place")
     ran("metadata", "hash", lora, "--in-place")
     assert right(lora)
-
-
-def test_names_are_those_of_the_writer() -> None:
-    assert relabel.HASHES == names.HASHES
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,20 @@
 import hashlib
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save
 
 from lorakit.errors import SpecError
+from lorakit.tensorfile import sinks
+from lorakit.tensorfile.hashes import LEGACY_HASH, MODEL_HASH
 from lorakit.tensorfile.header import save_order
 from lorakit.tensorfile.metadata import (
-    LEGACY_HASH,
-    MODEL_HASH,
     model_hash,
     recipe_json,
     true_metadata,
-    with_hashes,
 )
 from lorakit.tensorfile.source import DictSource, open_source
 from lorakit.tensorfile.writer import write_safetensors
@@ -56,26 +56,33 @@ def test_the_model_hash_is_kohyas_from_memory_and_from_a_file(tmp_path):
     assert model_hash(lora(1001)) != expected
 
 
-@pytest.mark.parametrize("elements", [10, 300_000, 400_000, 370_000, 1_000_000])
-def test_the_hashes_are_those_of_the_written_file(tmp_path, elements):
-    source = lora(elements)
-    metadata = with_hashes(source, {"ss_tag": "x" * 100, MODEL_HASH: "stale", LEGACY_HASH: "old"})
-    path = tmp_path / "a.safetensors"
+def written(source: DictSource, metadata: dict[str, str], path: Path) -> dict[str, str]:
     tensors = {key: source.get(key) for key in source.specs}
-    write_safetensors(path, DictSource(tensors, metadata))
+    found = write_safetensors(path, DictSource(tensors, metadata, hashed=True))
+    assert found.nbytes == path.stat().st_size
+    stored = open_source(path)
+    assert all(torch.equal(stored.get(key), tensor) for key, tensor in tensors.items())
+    return dict(stored.metadata)
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("elements", [10, 300_000, 400_000, 370_000, 1_000_000])
+def test_the_hashes_are_those_of_the_written_file(tmp_path, elements, direct, monkeypatch):
+    if direct:
+        monkeypatch.setattr(sinks, "LEAST", 0)
+    source = lora(elements)
+    path = tmp_path / "a.safetensors"
+    given = {"ss_tag": "x" * 100, MODEL_HASH: "stale", LEGACY_HASH: "old"}
+    metadata = written(source, given, path)
     assert metadata[LEGACY_HASH] == old_webui_hash(path)
-    assert metadata[MODEL_HASH] == kohya_hash(tensors)
+    assert metadata[MODEL_HASH] == kohya_hash({key: source.get(key) for key in source.specs})
     assert (metadata[LEGACY_HASH] == EMPTY) == (path.stat().st_size <= 0x100000)
     assert metadata["ss_tag"] == "x" * 100
-    again = with_hashes(open_source(path), open_source(path).metadata)
-    assert again == metadata
+    assert written(source, metadata, tmp_path / "again.safetensors") == metadata
 
 
 def test_a_header_that_reaches_into_the_window_is_hashed_too(tmp_path):
-    source = lora(100_000)
-    metadata = with_hashes(source, {"zz": "y" * 0x108000})
-    tensors = {key: source.get(key) for key in source.specs}
-    write_safetensors(tmp_path / "a", DictSource(tensors, metadata))
+    metadata = written(lora(100_000), {"zz": "y" * 0x108000}, tmp_path / "a")
     assert metadata[LEGACY_HASH] == old_webui_hash(tmp_path / "a")
 
 
@@ -85,12 +92,15 @@ def test_a_header_that_reaches_into_the_window_is_hashed_too(tmp_path):
 )
 def test_a_legacy_hash_that_would_lie_in_its_own_window_is_left_out(tmp_path, length, there):
     source = lora(100_000)
-    metadata = with_hashes(source, {"aa": "y" * length})
-    tensors = {key: source.get(key) for key in source.specs}
-    write_safetensors(tmp_path / "a", DictSource(tensors, metadata))
+    metadata = written(source, {"aa": "y" * length}, tmp_path / "a")
     assert (LEGACY_HASH in metadata) == there
     assert not there or metadata[LEGACY_HASH] == old_webui_hash(tmp_path / "a")
-    assert metadata[MODEL_HASH] == kohya_hash(tensors)
+    assert metadata[MODEL_HASH] == kohya_hash({key: source.get(key) for key in source.specs})
+
+
+def test_a_file_tells_its_hashes_only_where_it_is_asked_to(tmp_path):
+    write_safetensors(tmp_path / "a", DictSource({"a": torch.ones(2)}, {"format": "pt"}))
+    assert open_source(tmp_path / "a").metadata == {"format": "pt"}
 
 
 TRAINED = {
