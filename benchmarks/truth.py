@@ -106,6 +106,29 @@ def best_error(dense: Tensor, rank: int) -> float:
     return math.sqrt(float(squares[rank:].sum() / squares.sum()))
 
 
+def products_within(dense: Tensor, rank: int, most: float) -> int:
+    """Return how many products with `rank` directions an error of `most` times the best one takes.
+
+    Each product is of the matrix with the newest block of a Krylov space, which loses nothing of
+    what earlier products found; one that cannot be multiplied again needs two at the least.
+    """
+    wide = dense if dense.shape[0] <= dense.shape[1] else dense.T
+    allowed, whole = (most * best_error(dense, rank)) ** 2, float(wide.square().sum())
+    g = torch.Generator().manual_seed(0)
+    start = torch.randn(wide.shape[0], rank, generator=g, dtype=wide.dtype)
+    basis, sides, products = torch.linalg.qr(start).Q, (wide.T, wide), 0
+    while True:
+        # Of the whole basis, whose older part need not be multiplied again.
+        image = sides[products % 2] @ basis
+        products += 1
+        found = torch.linalg.svdvals(image)[:rank].square().sum()
+        if whole - float(found) <= allowed * whole or basis.shape[1] >= len(wide):
+            return products
+        # With the start, which lies in the smaller side's space.
+        grown = image if products % 2 else torch.cat([start, image], dim=1)
+        basis = torch.linalg.qr(grown).Q
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Excess:
     """How results compare with the best of their rank: the mean error, and the largest ratio."""

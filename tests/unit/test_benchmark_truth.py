@@ -63,3 +63,21 @@ def test_the_limits_leave_nothing_behind(sd15, tmp_path):
     assert measure.copy_and_sync(sd15, tmp_path) > 0
     assert measure.read_all(sd15, sd15) > 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_fewest_products_are_those_after_which_the_best_subspace_is_good_enough(turned):
+    g = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(n, 40, generator=g).double()).Q for n in (40, 60))
+    spectra = {
+        # The first product finds the rows of a matrix of that rank, the second its columns.
+        "of the rank": torch.where(torch.arange(40) < 4, 1.0, 1e-4),
+        "steep": 2.0 ** -torch.arange(40),
+        "slow": torch.linspace(1.0, 0.1, 40),
+    }
+    found = {}
+    for name, s in spectra.items():
+        dense = (left * s.double()) @ right.T
+        found[name] = truth.products_within(dense.T if turned else dense, 4, 1.01)
+    assert 2 <= found["of the rank"] <= found["steep"] <= 3 < found["slow"]
+    assert truth.products_within(dense, 4, 1.001) > truth.products_within(dense, 4, 1.1)
