@@ -1,5 +1,6 @@
 """What the commands print and write: JSON, plans, quiet and loud, metadata, blocks."""
 
+import gc
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import synthetic
+import torch
 
 import lorakit
 from lorakit.cli._inputs import load_stack, lora_specs
@@ -303,3 +305,25 @@ def test_an_exact_sum_of_three(make_lora, tmp_path: Path) -> None:  # type: igno
     out = tmp_path / "three.safetensors"
     ran("merge", *(f"{path}:0.4" for path in paths), "-o", out, "--dtype", "fp32", "--verify")
     assert worst_error(dense(out), weighted([(dense(path), 0.4) for path in paths])) < 1e-5
+
+
+@pytest.mark.parametrize("arguments", NAMES, indirect=True)
+def test_no_tensor_is_left_to_the_garbage_collector(
+    arguments: list[object], tmp_path: Path
+) -> None:
+    """It comes too rarely to keep the memory down: what no longer is used must go by itself."""
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    control: list[object] = [torch.zeros(3)]
+    control.append(control)
+    del control
+    try:
+        ran(*arguments, "-o", tmp_path / "out.safetensors", "--verify")
+        gc.collect()
+        left = [thing.shape for thing in gc.garbage if isinstance(thing, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert left == [(3,)], "the control alone"

@@ -54,6 +54,18 @@ def test_what_calls_no_command_imports_none() -> None:
     }
 
 
+def test_what_torch_is_made_of_is_not_searched_for_garbage_again_and_again() -> None:
+    """By a command; who imports lorakit keeps what is set."""
+    told = (
+        "import gc; own = gc.get_threshold(); import lorakit, lorakit.cli as c\n"
+        "c.main = lambda: print(gc.get_threshold()[0])\n"
+        "print(gc.get_threshold() == own); c.run()"
+    )
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True)
+    kept, threshold = done.stdout.split()
+    assert kept == "True" and int(threshold) >= 50_000
+
+
 def test_a_list_needs_no_package_but_click() -> None:
     assert imported(["presets"], ["methods"], ["methods", "ties"])[0] == PLAIN
 
