@@ -7,7 +7,9 @@ from typing import BinaryIO
 
 from lorakit.errors import FileFormatError
 from lorakit.tensorfile.header import Extent
-from lorakit.tensorfile.reading import Stamp, open_regular, reading, stamp_of
+from lorakit.tensorfile.reading import Stamp, open_regular, read_exactly, reading, stamp_of
+
+_BLOCK = 2**20
 
 
 @contextmanager
@@ -24,6 +26,23 @@ def opened(extent: Extent) -> Iterator[BinaryIO]:
             file.seek(extent.offset)
         # What fails while the file is open may be another file's fault.
         yield file
+
+
+def chunks_of(extent: Extent) -> Iterator[memoryview]:
+    """Yield the bytes of an extent, 1 MiB at a time, each good until the next is asked for.
+
+    Raises:
+        FileFormatError: the file cannot be read, or ends before.
+    """
+    buffer = memoryview(bytearray(min(extent.length, _BLOCK)))
+    with open_regular(extent.path) as file:
+        with reading(extent.path):
+            file.seek(extent.offset)
+        for start in range(0, extent.length, _BLOCK):
+            block = buffer[: extent.length - start]
+            with reading(extent.path):
+                read_exactly(file, extent.path, block)
+            yield block
 
 
 def check_unchanged_file(path: Path, stamp: Stamp) -> None:

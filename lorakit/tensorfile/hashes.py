@@ -15,7 +15,8 @@ class Hashes:
     """Two hashes of a file whose tensors go by: `sshs_model_hash` and `sshs_legacy_hash`.
 
     The first is of the tensors' bytes; the second begins the SHA-256 of 64 KiB at 1 MiB of the
-    file, and is left out where that hash would lie in these bytes itself.
+    file, and is left out where that hash would lie in these bytes itself. `blank` is the header
+    with zeros in their places.
 
     Source: kohya's `precalculate_safetensors_hashes`.
         - the legacy hash is of the written file, not of one with less metadata
@@ -23,12 +24,10 @@ class Hashes:
 
     def __init__(self, specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> None:
         self._specs = specs
-        self._metadata = {**metadata, MODEL_HASH: "0" * 64, LEGACY_HASH: "0" * 8}
-        if in_own_window(format_header(specs, self._metadata)):
-            del self._metadata[LEGACY_HASH]
+        self._metadata, self.blank = with_place(specs, {**metadata, MODEL_HASH: "0" * 64})
         self._tensors = hashlib.sha256()
         self._window = bytearray()
-        self._position = self.header_size = len(format_header(specs, self._metadata))
+        self._position = len(self.blank)
 
     def update(self, data: bytes | memoryview) -> None:
         """Take in the next bytes of the tensors."""
@@ -38,7 +37,7 @@ class Hashes:
         self._position += len(data)
 
     def header(self) -> bytes:
-        """Return the header with the hashes of all that has gone by, of `header_size` bytes."""
+        """Return the header with the hashes of all that has gone by, as long as `blank`."""
         self._metadata[MODEL_HASH] = self._tensors.hexdigest()
         if LEGACY_HASH in self._metadata:
             head = format_header(self._specs, self._metadata)
@@ -47,8 +46,18 @@ class Hashes:
         return format_header(self._specs, self._metadata)
 
 
-def in_own_window(header: bytes) -> bool:
-    """Tell whether a header's legacy hash lies in the bytes that it is of."""
+def with_place(
+    specs: Mapping[str, Spec], metadata: Mapping[str, str]
+) -> tuple[dict[str, str], bytes]:
+    """Return metadata with zeros for the legacy hash, and the header that they make.
+
+    The hash is left out where it would lie in the bytes that it is of.
+    """
+    told = {**metadata, LEGACY_HASH: "0" * 8}
+    header = format_header(specs, told)
     # Text in values has its quotes escaped, so this is found as the key only.
     place = header.index(f'"{LEGACY_HASH}":"'.encode()) + len(LEGACY_HASH) + 4
-    return place < WINDOW[1] and place + 8 > WINDOW[0]
+    if place < WINDOW[1] and place + 8 > WINDOW[0]:
+        del told[LEGACY_HASH]
+        header = format_header(specs, told)
+    return told, header

@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping
 from lorakit.errors import SpecError
 from lorakit.tensorfile.casting import stored
 from lorakit.tensorfile.dtypes import bytes_of
+from lorakit.tensorfile.extents import chunks_of
 from lorakit.tensorfile.hashes import SPEC_HASH
 from lorakit.tensorfile.header import Extent
 from lorakit.tensorfile.plain import TensorSource
-from lorakit.tensorfile.reading import open_regular, parse_json, read_exactly, reading
+from lorakit.tensorfile.reading import parse_json
 from lorakit.tensorfile.streaming import laid_out, plan
 
 RECIPE_KEY = "lorakit.recipe"
 DYNAMIC = "Dynamic"
 
-_BLOCK = 2**20
 _STALE = (SPEC_HASH, "modelspec.date", RECIPE_KEY)
 # Arguments of LyCORIS and kohya that describe ranks and adapter types, which are other ones now.
 _STALE_ARGS = frozenset(
@@ -121,21 +121,9 @@ def recipe_json(recipe: Mapping[str, object]) -> str:
 def _data(source: TensorSource) -> Iterator[bytes | memoryview]:
     for step in plan(source, laid_out(source)):
         if isinstance(step, Extent):
-            yield from _blocks(step)
+            yield from chunks_of(step)
         else:
             yield bytes_of(stored(source, step))
-
-
-def _blocks(extent: Extent) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(min(extent.length, _BLOCK)))
-    with open_regular(extent.path) as file:
-        with reading(extent.path):
-            file.seek(extent.offset)
-        for start in range(0, extent.length, _BLOCK):
-            block = buffer[: extent.length - start]
-            with reading(extent.path):
-                read_exactly(file, extent.path, block)
-            yield block
 
 
 def _network_args(

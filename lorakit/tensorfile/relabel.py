@@ -8,19 +8,10 @@ from pathlib import Path
 from lorakit.errors import OutputError
 from lorakit.progress import Progress, silent
 from lorakit.tensorfile.copying import check_size, copy_extent, write_all
-from lorakit.tensorfile.extents import check_unchanged_file
-from lorakit.tensorfile.hashes import (
-    LEGACY_HASH,
-    MODEL_HASH,
-    SPEC_HASH,
-    WINDOW,
-    in_own_window,
-)
+from lorakit.tensorfile.extents import check_unchanged_file, chunks_of
+from lorakit.tensorfile.hashes import LEGACY_HASH, MODEL_HASH, SPEC_HASH, WINDOW, with_place
 from lorakit.tensorfile.header import Extent, Header, format_header, read_header
-from lorakit.tensorfile.reading import open_regular, read_exactly, reading
 from lorakit.tensorfile.replacing import check_space, replaced_file
-
-_BLOCK = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +130,7 @@ def check_hashes(file: Stored) -> tuple[Hash, ...]:
 
 def tensors_hash(file: Stored) -> str:
     """Return the SHA-256 of the bytes after the header: Civitai's AutoV3."""
-    return _digest(_blocks(file.data))
+    return _digest(chunks_of(file.data))
 
 
 def _agrees(file: Stored, key: str, found: str) -> bool | None:
@@ -161,10 +152,8 @@ def _as_kohya(file: Stored) -> str:
 def _with_legacy_hash(file: Stored, metadata: Mapping[str, str]) -> dict[str, str]:
     if LEGACY_HASH not in metadata:
         return dict(metadata)
-    told = {**metadata, LEGACY_HASH: "0" * 8}
-    head = format_header(file.header.specs, told)
-    if in_own_window(head):
-        del told[LEGACY_HASH]
+    told, head = with_place(file.header.specs, metadata)
+    if LEGACY_HASH not in told:
         return told
     return told | {LEGACY_HASH: _digest(_window(head, file.data, WINDOW[0]))[:8]}
 
@@ -187,19 +176,7 @@ def _window(head: bytes, data: Extent, start: int) -> Iterator[bytes | memoryvie
     first = max(0, start - len(head))
     last = min(data.length, max(0, start + length - len(head)))
     if first < last:
-        yield from _blocks(Extent(data.path, data.offset + first, last - first))
-
-
-def _blocks(extent: Extent) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(min(extent.length, _BLOCK)))
-    with open_regular(extent.path) as file:
-        with reading(extent.path):
-            file.seek(extent.offset)
-        for start in range(0, extent.length, _BLOCK):
-            block = buffer[: extent.length - start]
-            with reading(extent.path):
-                read_exactly(file, extent.path, block)
-            yield block
+        yield from chunks_of(Extent(data.path, data.offset + first, last - first))
 
 
 def _digest(parts: Iterator[bytes | memoryview] | Iterator[memoryview]) -> str:

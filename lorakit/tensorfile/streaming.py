@@ -40,9 +40,8 @@ class Streamed:
 def size_of(source: TensorSource) -> int:
     """Return the size of the file that a source becomes."""
     specs = laid_out(source)
-    hashes = _hashes_of(source, specs)
-    size = len(format_header(specs, source.metadata)) if hashes is None else hashes.header_size
-    return size + sum(spec.nbytes for spec in specs.values())
+    header, _ = _begun(source, specs)
+    return len(header) + sum(spec.nbytes for spec in specs.values())
 
 
 def stream(
@@ -63,8 +62,7 @@ def stream(
         OutputError: the file has not the size that it should have.
     """
     specs = laid_out(source)
-    hashes = _hashes_of(source, specs)
-    header = format_header(specs, source.metadata) if hashes is None else bytes(hashes.header_size)
+    header, hashes = _begun(source, specs)
     total = len(header) + sum(spec.nbytes for spec in specs.values())
     steps = plan(source, specs)
     computed = [step for step in steps if isinstance(step, str)]
@@ -85,9 +83,12 @@ def stream(
     return Streamed(header=header, nbytes=total)
 
 
-def _hashes_of(source: TensorSource, specs: Mapping[str, Spec]) -> Hashes | None:
-    hashed = isinstance(source, DictSource) and source.hashed
-    return Hashes(specs, source.metadata) if hashed else None
+def _begun(source: TensorSource, specs: Mapping[str, Spec]) -> tuple[bytes, Hashes | None]:
+    """Return the header to begin with, and what takes the hashes that are missing in it."""
+    if isinstance(source, DictSource) and source.hashed:
+        hashes = Hashes(specs, source.metadata)
+        return hashes.blank, hashes
+    return format_header(specs, source.metadata), None
 
 
 def plan(source: TensorSource, specs: Mapping[str, Spec]) -> list[Step]:

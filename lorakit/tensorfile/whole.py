@@ -1,4 +1,4 @@
-"""A file read at once: its tensors are views of one buffer, which is hashed while it fills."""
+"""A file read at once: its tensors are views of one buffer, or of its pages, hashed meanwhile."""
 
 import hashlib
 import os
@@ -97,10 +97,10 @@ def in_memory(
         shared = _mapped(source) if mapped and not is_uncached(file) else None
         data = torch.empty(size, dtype=torch.uint8) if shared is None else shared
         # A page that cannot be read ends the process; a read says so, and brings the page.
-        room = memoryview(bytearray(0 if shared is None else min(size, _BLOCK)))
+        room = None if shared is None else memoryview(bytearray(min(size, _BLOCK)))
         for start in range(0, size, _BLOCK):
             block = bytes_of(data[start : start + _BLOCK])
-            read_exactly(file, source.path, room[: len(block)] or block)
+            read_exactly(file, source.path, block if room is None else room[: len(block)])
             worker.submit(digest.update, block)
     return Whole(source=source, data=data), worker.submit(digest.hexdigest)
 
