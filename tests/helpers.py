@@ -34,11 +34,16 @@ needs_maps = pytest.mark.skipif(
 )
 
 
+def mappings() -> list[str]:
+    """What this process has mapped, a line each, as the kernel lists it."""
+    return os.fsdecode(Path("/proc/self/maps").read_bytes()).splitlines()
+
+
 def lies_in(tensor: Tensor, file: Path) -> bool:
     """Whether a tensor's bytes are the file's own pages, as the kernel lists them."""
     spans = (
         [int(edge, 16) for edge in line.split()[0].split("-")]
-        for line in os.fsdecode(Path("/proc/self/maps").read_bytes()).splitlines()
+        for line in mappings()
         if line.endswith(f" {file}")
     )
     return any(start <= tensor.data_ptr() < stop for start, stop in spans)

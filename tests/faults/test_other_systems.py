@@ -12,7 +12,7 @@ import torch
 import lorakit
 from lorakit.tensorfile import leftovers, sinks, swapping, whole
 from tests.faults.scenes import FOLDERS, SCENES, VERIFIED, arguments_of, content, others, output_of
-from tests.helpers import run, tensors_of
+from tests.helpers import mappings, needs_maps, run, tensors_of
 
 MakeScene = Callable[[str], Path]
 LACKING = (
@@ -20,7 +20,6 @@ LACKING = (
     *("posix_fadvise", "posix_fallocate", "O_DIRECT", "O_DIRECTORY", "O_TMPFILE", "O_NOFOLLOW"),
     *("fdatasync", "sync", "fchmod", "fchown", "chown", "mkfifo", "getuid", "geteuid", "fork"),
 )
-linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux what is open")
 
 
 @pytest.fixture
@@ -64,10 +63,7 @@ def test_the_bytes_are_the_same_without_the_calls_of_linux(
 
 def is_open(path: Path) -> bool:
     """Tell whether this process has a file, or one in a folder, open or mapped."""
-    names = [
-        line.partition("/")[2]
-        for line in os.fsdecode(Path("/proc/self/maps").read_bytes()).splitlines()
-    ]
+    names = [line.partition("/")[2] for line in mappings()]
     held = {f"/{name}" for name in names if name}
     for entry in Path("/proc/self/fd").iterdir():
         # The one that lists them is closed by now.
@@ -99,7 +95,7 @@ def strict(bare: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-@linux
+@needs_maps
 @pytest.mark.parametrize("scene", [*SCENES, VERIFIED])
 def test_nothing_is_open_when_the_output_takes_its_place(
     make_scene: MakeScene, scene: str, monkeypatch: pytest.MonkeyPatch, strict: list[str]
@@ -114,7 +110,7 @@ def test_nothing_is_open_when_the_output_takes_its_place(
     assert others(folder) == []
 
 
-@linux
+@needs_maps
 def test_a_file_that_is_open_is_told_and_stays(
     make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch, strict: list[str]
 ) -> None:
@@ -128,7 +124,7 @@ def test_a_file_that_is_open_is_told_and_stays(
     assert bool(content(output_of(folder, "merge")) == before) and others(folder) == []
 
 
-@linux
+@needs_maps
 def test_a_pickled_model_is_closed_when_it_was_read(
     make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch, strict: list[str]
 ) -> None:
